@@ -1,0 +1,190 @@
+"""Loading weights: the official key layout, tables of other sizes, files of the wrong model.
+
+The official release saves classification models as ``{'model': state_dict}``, detectors and segmentors
+as ``{'state_dict': {'backbone.…', 'neck.…'}}``. A :class:`mmdat.DAT` calls :func:`adapt_state_dict`
+whenever weights are loaded into it, by torch or by MMEngine, so either kind needs no conversion.
+"""
+import re
+from pathlib import Path
+from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from .arch import ARCHS, NUM_STAGES, get_arch
+
+StateDict = Dict[str, Tensor]
+
+TABLE = 'relative_position_bias_table'
+
+# Official key to ours, applied in this order; None drops what we compute instead of storing it.
+_RENAMES = [(re.compile(pattern), target) for pattern, target in [
+    (r'^cls_head\..*', None),
+    (r'.*\.(relative_position_index|attn_mask)$', None),
+    (r'^patch_proj\.(\d+)\.(norm\.)?', r'stem.\1.'),
+    (r'^down_projs\.(\d+)\.(\d+)\.(norm\.)?', r'downsamples.\1.\2.'),
+    (r'^norms\.(\d+)\.norm\.', r'norm\1.'),
+    (r'^cls_norm\.norm\.', f'norm{NUM_STAGES - 1}.'),
+    (r'^(stages\.\d+)\.local_perception_units\.(\d+)\.', r'\1.blocks.\2.lpu.'),
+    (r'^(stages\.\d+)\.mlps\.(\d+)\.(?:chunk\.)?linear([12])\.(?:0\.)?', r'\1.blocks.\2.mlp.fc\3.'),
+    (r'^(stages\.\d+)\.mlps\.(\d+)\.dwc\.', r'\1.blocks.\2.mlp.dwconv.'),
+    (r'^(stages\.\d+)\.attns\.(\d+)\.', r'\1.blocks.\2.mixer.'),
+    (r'\.mixer\.proj_qkv\.', '.mixer.qkv.'),
+    (r'\.mixer\.proj\.', '.mixer.proj_out.'),
+    (r'\.mixer\.conv_offset\.(\d+)\.(norm\.)?', r'.mixer.offset_net.\1.'),
+    (r'\.mixer\.(rpe_table|rpb)$', f'.mixer.{TABLE}'),
+    (r'\.mixer\.rpe_table\.(weight|bias)$', r'.mixer.bias_conv.\1'),
+    (r'\.mixer\.rpe_table\.(\d+)\.', r'.mixer.bias_mlp.\1.'),
+]]
+# 1x1 convolutions that are linear layers here.
+_LINEAR = re.compile(r'\.(proj_[qkv]|proj_out|fc[12]|offset_net\.3)\.weight$')
+
+
+def is_official(state_dict: StateDict) -> bool:
+    """Whether the keys (without ``backbone.``) have the layout of the official release."""
+    return 'patch_proj.0.weight' in state_dict
+
+
+def convert_official(state_dict: StateDict) -> StateDict:
+    """Rename an official backbone's state dict, without ``backbone.``, to ours.
+
+    Values are kept but for the shape of 1x1 convolutions, which are linear layers here; so a dict of
+    gradients or of optimizer states can be renamed just as well. The classification head and buffers
+    that follow from the architecture are left out; ``cls_norm`` becomes the last stage's output norm.
+    """
+    converted = {}
+    for key, value in state_dict.items():
+        norm = re.match(r'^(stages\.\d+)\.layer_norms\.(\d+)\.norm\.(.*)', key)
+        if norm:  # two norms per block, counted through the stage
+            index = int(norm[2])
+            key = f'{norm[1]}.blocks.{index // 2}.norm{index % 2 + 1}.{norm[3]}'
+        for pattern, target in _RENAMES:
+            if target is None and pattern.match(key):
+                key = None
+                break
+            key = pattern.sub(target or '', key)
+        if key is None:
+            continue
+        if _LINEAR.search(key) and value.dim() == 4:
+            value = value.flatten(1)
+        converted[key] = value
+    return converted
+
+
+class Signature(NamedTuple):
+    """What tells one architecture from another in a state dict."""
+    generation: str
+    dims: Tuple[int, ...]
+    heads: Tuple[Optional[int], ...]
+    mixers: Tuple[str, ...]
+
+    @classmethod
+    def of(cls, state_dict: StateDict) -> Optional['Signature']:
+        """Read from a state dict of our layout; None if it holds no whole backbone."""
+        downsamples = [f'downsamples.{i}.0.weight' for i in range(NUM_STAGES - 1)]
+        if 'stem.0.weight' not in state_dict or not all(key in state_dict for key in downsamples):
+            return None
+        dims = [state_dict[downsamples[0]].shape[1], *(state_dict[key].shape[0] for key in downsamples)]
+        mixers: List[str] = []
+        heads: List[Optional[int]] = []
+        for i in range(NUM_STAGES):
+            letters, count = '', None
+            while f'stages.{i}.blocks.{len(letters)}.norm1.weight' in state_dict:
+                mixer = f'stages.{i}.blocks.{len(letters)}.mixer.'
+                table = state_dict.get(mixer + TABLE)
+                # S has the parameters of L; N and D keep the heads in front.
+                letters += 'D' if mixer + 'proj_q.weight' in state_dict else 'L' if table is not None and table.dim(
+                ) == 2 else 'N'
+                if table is not None:
+                    count = table.shape[-1 if table.dim() == 2 else 0]
+            mixers.append(letters)
+            heads.append(count)
+        generation = 'dat++' if 'stem.3.weight' in state_dict else 'dat'
+        return cls(generation, tuple(dims), tuple(heads), tuple(mixers))
+
+    def __str__(self) -> str:
+        for name in ARCHS:
+            arch = get_arch(name)
+            mixers = tuple(spec.replace('S', 'L') for spec in arch.stage_spec)
+            if self == (arch.generation, arch.dims, arch.heads, mixers):
+                return f"arch='{name}'"
+        return (f'an architecture of generation {self.generation} with dims={self.dims}, heads={self.heads} '
+                f'and depths={tuple(len(m) for m in self.mixers)}')
+
+
+def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str = '') -> None:
+    """Make the entries below ``prefix`` fit a DAT, in place; the others are not touched.
+
+    Unwraps ``{'model': …}`` and ``backbone.``, renames official keys, resizes tables (bicubic), and
+    leaves out the output norm of a classification model where several stages are returned, as the
+    official detection training does. What is then missing or unexpected is for the caller to report.
+
+    Raises:
+        RuntimeError: If the weights are of another architecture; says which one they look like.
+    """
+    entries = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    entries = backbone_entries(entries)
+    own = model.state_dict()
+    if is_official(entries):
+        entries = convert_official(entries)
+        # Official models without offsets store their offset networks all the same.
+        entries = {key: value for key, value in entries.items() if '.offset_net.' not in key or key in own}
+    theirs, ours = Signature.of(entries), Signature.of(own)
+    if theirs is not None and theirs != ours:
+        raise RuntimeError(f'these weights are of {theirs}, but the backbone is {ours}: '
+                           f'choose the other checkpoint, or set arch of the backbone to fit it')
+    for key, value in entries.items():
+        if key.endswith(TABLE) and key in own and own[key].shape != value.shape:
+            entries[key] = resize_table(value, own[key].shape)
+    norms = {key for key in entries if re.match(r'norm\d\.', key)}
+    if len(model.out_indices) > 1 and norms and all(key.startswith(f'norm{NUM_STAGES - 1}.') for key in norms):
+        for key in norms:
+            del entries[key]
+    state_dict.update({prefix + key: value for key, value in entries.items()})
+
+
+def backbone_entries(entries: Dict[str, Any]) -> Dict[str, Any]:
+    """The backbone's part of a whole checkpoint or model; a bare backbone's state dict as it is."""
+    for wrapper in ('model', 'state_dict'):
+        if isinstance(entries.get(wrapper), dict):
+            entries = entries[wrapper]
+    inner = {key[len('backbone.'):]: value for key, value in entries.items() if key.startswith('backbone.')}
+    return inner or entries
+
+
+def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
+    """Resize a position-bias table bicubically; L and S keep theirs as ``(side * side, heads)``."""
+    dtype = table.dtype
+    table = table.to(torch.promote_types(dtype, torch.float32))
+    if table.dim() == 2:
+        side, new_side = round(table.shape[0]**0.5), round(shape[0]**0.5)
+        image = table.t().reshape(1, -1, side, side)
+        return F.interpolate(image, size=(new_side, new_side), mode='bicubic').flatten(2)[0].t().to(dtype)
+    return F.interpolate(table[None], size=tuple(shape[1:]), mode='bicubic')[0].to(dtype)
+
+
+def load_file(path: Union[str, Path], allow_pickle: bool = False) -> Dict[str, Any]:
+    """Read a checkpoint from a local file.
+
+    Args:
+        path: The file.
+        allow_pickle: Run code that the file may contain. Only for files from people you trust.
+
+    Raises:
+        RuntimeError: If there is no such file, it is no checkpoint, or it needs ``allow_pickle``.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise RuntimeError(f'there is no checkpoint {path} (looked in {path.absolute().parent})')
+    try:
+        checkpoint = torch.load(path, map_location='cpu', weights_only=not allow_pickle)
+    except Exception as error:
+        if 'weights_only' in str(error) or 'Unsupported' in str(error):
+            raise RuntimeError(f'{path} holds more than tensors and plain values, and reading it could run code: '
+                               f'allow that explicitly if you trust where it came from') from error
+        raise RuntimeError(f'{path} is not a readable PyTorch checkpoint: {error}') from error
+    if not isinstance(checkpoint, dict):
+        raise RuntimeError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict)')
+    return checkpoint

@@ -1,0 +1,245 @@
+"""The DAT and DAT++ backbones."""
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+import torch
+import torch.nn as nn
+from mmcv.cnn.bricks import DropPath
+from mmengine.model import BaseModule
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from mmdat.registry import MODELS
+
+from .arch import NUM_STAGES, Arch, get_arch
+from .checkpoint import adapt_state_dict
+from .layers import MLP, LayerNorm2d, depthwise_conv
+from .mixers import DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention, WindowAttention
+
+MIN_SIZE = 32
+
+
+@MODELS.register_module()
+class DAT(BaseModule):
+    """Vision Transformer with Deformable Attention, of both generations.
+
+    `DAT <https://arxiv.org/abs/2201.00520>`_ alternates window attention with deformable attention in
+    its last two stages. `DAT++ <https://arxiv.org/abs/2309.01430>`_ uses neighbourhood attention and
+    deformable attention in all four, with overlapping convolutions between the stages, convolutions in
+    the MLPs and local perception units (depthwise convolutions in front of every block).
+
+    Args:
+        arch: ``'tiny'``, ``'small'``, ``'base'`` (DAT), ``'tiny++'``, ``'small++'``, ``'base++'`` (DAT++),
+            or a dict with the fields of :class:`mmdat.models.arch.Arch`.
+        img_size: Image size, one number or (height, width), that the position-bias tables are made for.
+            Any other input size works too; the tables keep their size.
+        in_channels: Channels of the image.
+        window_size: Side of the windows of L and S, and of the neighbourhoods of N.
+        out_indices: Stages whose maps are returned, in this order.
+        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 over all blocks.
+        drop_rate: Dropout in the MLPs and after the mixers.
+        attn_drop_rate: Dropout of attention weights.
+        frozen_stages: As in mmdet's Swin: -1 freezes nothing, 0 the stem, n the stem and the first n
+            stages with the downsampling behind them. Frozen parts also stay in eval mode.
+        with_cp: Recompute each block in the backward pass, to save memory.
+        out_norm: Put a LayerNorm, ``norm{i}``, on each returned map.
+        sampler: How D samples, ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
+        init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=...)`` takes official
+            checkpoints as they are.
+
+    Attributes:
+        out_channels: Channels of each returned map.
+        out_strides: Input pixels per pixel of each returned map.
+        feature_channels: Channels of all four stages, whichever are returned.
+
+    Raises:
+        ValueError: For an arch that makes no network or an argument out of range, naming the value.
+    """
+
+    def __init__(self,
+                 arch: Union[str, Dict[str, Any]] = 'tiny',
+                 img_size: Union[int, Sequence[int]] = 224,
+                 in_channels: int = 3,
+                 window_size: int = 7,
+                 out_indices: Sequence[int] = (0, 1, 2, 3),
+                 drop_path_rate: float = 0.0,
+                 drop_rate: float = 0.0,
+                 attn_drop_rate: float = 0.0,
+                 frozen_stages: int = -1,
+                 with_cp: bool = False,
+                 out_norm: bool = True,
+                 sampler: str = 'torch',
+                 init_cfg: Optional[dict] = None):
+        super().__init__(init_cfg)
+        arch = get_arch(arch)
+        img_size = _pair(img_size)
+        out_indices = tuple(out_indices)
+        if min(img_size) < MIN_SIZE:
+            raise ValueError(f'img_size must be at least {MIN_SIZE} in both directions, got {img_size}')
+        if window_size < 2:
+            raise ValueError(f'window_size must be at least 2, got {window_size}')
+        if not out_indices or len(set(out_indices)) < len(out_indices) or not set(out_indices) <= set(
+                range(NUM_STAGES)):
+            raise ValueError(f'out_indices must name different stages from 0 to {NUM_STAGES - 1}, got {out_indices}')
+        if frozen_stages not in range(-1, NUM_STAGES + 1):
+            raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES}, got {frozen_stages}')
+        for name, rate in dict(drop_path_rate=drop_path_rate, drop_rate=drop_rate,
+                               attn_drop_rate=attn_drop_rate).items():
+            if not 0 <= rate < 1:
+                raise ValueError(f'{name} must be at least 0 and less than 1, got {rate}')
+        self.arch = arch
+        self.out_indices = out_indices
+        self.frozen_stages = frozen_stages
+        self.feature_channels = tuple(arch.dims)
+        self.out_channels = tuple(arch.dims[i] for i in out_indices)
+        self.out_strides = tuple(4 * 2**i for i in out_indices)
+
+        conv = arch.generation == 'dat++'
+        self.stem = _stem(in_channels, arch.dims[0], conv)
+        drop_paths = torch.linspace(0, drop_path_rate, sum(arch.depths)).tolist()
+        self.stages = nn.ModuleList()
+        for i in range(NUM_STAGES):
+            mixers = _mixers(arch, i, [side // 4 // 2**i for side in img_size], window_size, sampler, drop_rate,
+                             attn_drop_rate)
+            self.stages.append(
+                Stage([
+                    Block(arch.dims[i], mixer, drop_paths.pop(0), drop_rate, conv, with_cp) for mixer in mixers
+                ]))
+        self.downsamples = nn.ModuleList(
+            _downsample(arch.dims[i], arch.dims[i + 1], conv) for i in range(NUM_STAGES - 1))
+        for i in out_indices:
+            self.add_module(f'norm{i}', LayerNorm2d(arch.dims[i]) if out_norm else nn.Identity())
+        self._register_load_state_dict_pre_hook(self._adapt_state_dict)
+        self._freeze_stages()
+
+    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+        """``(B, in_channels, H, W)`` to a tuple of NCHW maps in the order of ``out_indices``.
+
+        Stage i has stride ``4 * 2**i``; sides that are no multiples are cut (DAT) or rounded up (DAT++).
+
+        Raises:
+            ValueError: If the image is smaller than 32 pixels in a direction.
+        """
+        if min(x.shape[2:]) < MIN_SIZE:
+            raise ValueError(f'the image must have at least {MIN_SIZE}x{MIN_SIZE} pixels, got '
+                             f'{x.shape[2]}x{x.shape[3]}: pad or resize it')
+        maps = {}
+        x = self.stem(x)
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                # Necks and heads of other projects may expect plain contiguous maps, as Swin gives.
+                maps[i] = getattr(self, f'norm{i}')(x).contiguous()
+            if i < NUM_STAGES - 1:
+                x = self.downsamples[i](x)
+        return tuple(maps[i] for i in self.out_indices)
+
+    def train(self, mode: bool = True) -> 'DAT':
+        """Set training mode; frozen parts stay in eval mode."""
+        super().train(mode)
+        for part in self._frozen_parts():
+            part.eval()
+        return self
+
+    def _frozen_parts(self) -> List[nn.Module]:
+        if self.frozen_stages < 0:
+            return []
+        return [self.stem, *self.stages[:self.frozen_stages], *self.downsamples[:self.frozen_stages]]
+
+    def _freeze_stages(self) -> None:
+        for part in self._frozen_parts():
+            part.requires_grad_(False)
+            part.eval()
+
+    def _adapt_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+        """Take official checkpoints, and tables of other sizes, whichever way they are loaded."""
+        adapt_state_dict(self, state_dict, prefix)
+
+
+class Stage(nn.Module):
+    """The blocks between two downsamplings."""
+
+    def __init__(self, blocks: List['Block']):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Block(nn.Module):
+    """A mixer and an MLP, both behind a norm and beside a shortcut.
+
+    Args:
+        dim: Channels.
+        mixer: Any of :mod:`mmdat.models.mixers`.
+        drop_path: Probability of dropping each of the two branches.
+        drop_rate: Dropout of the MLP.
+        conv: DAT++: a local perception unit in front, and a convolution in the MLP.
+        with_cp: Recompute the block in the backward pass.
+    """
+
+    def __init__(self, dim: int, mixer: nn.Module, drop_path: float, drop_rate: float, conv: bool, with_cp: bool):
+        super().__init__()
+        self.with_cp = with_cp
+        self.lpu = depthwise_conv(dim) if conv else None
+        self.norm1 = LayerNorm2d(dim)
+        self.mixer = mixer
+        self.norm2 = LayerNorm2d(dim)
+        self.mlp = MLP(dim, drop_rate=drop_rate, conv=conv)
+        self.drop_path = DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled():
+            return checkpoint(self._forward, x, use_reentrant=False)
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        if self.lpu is not None:
+            x = x + self.lpu(x)
+        x = x + self.drop_path(self.mixer(self.norm1(x)))
+        return x + self.drop_path(self.mlp(self.norm2(x)))
+
+
+def _stem(in_channels: int, dim: int, conv: bool) -> nn.Sequential:
+    """Stride 4: one patch projection (DAT) or two overlapping convolutions (DAT++)."""
+    if not conv:
+        return nn.Sequential(nn.Conv2d(in_channels, dim, 4, 4), LayerNorm2d(dim))
+    return nn.Sequential(
+        nn.Conv2d(in_channels, dim // 2, 3, 2, 1), LayerNorm2d(dim // 2), nn.GELU(), nn.Conv2d(dim // 2, dim, 3, 2, 1),
+        LayerNorm2d(dim))
+
+
+def _downsample(dim_in: int, dim_out: int, conv: bool) -> nn.Sequential:
+    """Stride 2: non-overlapping (DAT) or overlapping (DAT++)."""
+    kernel, padding = (3, 1) if conv else (2, 0)
+    return nn.Sequential(nn.Conv2d(dim_in, dim_out, kernel, 2, padding, bias=False), LayerNorm2d(dim_out))
+
+
+def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampler: str, drop_rate: float,
+            attn_drop_rate: float) -> List[nn.Module]:
+    """The mixers of the blocks of stage i, by the letters of its spec."""
+    common = dict(dim=arch.dims[i], num_heads=arch.heads[i], attn_drop_rate=attn_drop_rate, proj_drop_rate=drop_rate)
+    make = {
+        'L': lambda: WindowAttention(window_size=window_size, **common),
+        'S': lambda: ShiftedWindowAttention(window_size=window_size, **common),
+        'N': lambda: NeighborhoodAttention(kernel_size=window_size, **common),
+        'D': lambda: DeformableAttention(
+            groups=arch.groups[i],
+            map_size=map_size,
+            kernel_size=arch.offset_kernels[i],
+            stride=arch.key_strides[i],
+            offset_range=arch.offset_range[i],
+            convention=arch.generation,
+            position_bias=arch.position_bias[i],
+            use_offsets=arch.use_offsets[i],
+            sampler=sampler,
+            **common),
+    }
+    return [make[letter]() for letter in arch.stage_spec[i]]
+
+
+def _pair(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width

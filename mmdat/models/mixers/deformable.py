@@ -1,0 +1,220 @@
+"""Mixer D: deformable attention, the idea of the papers."""
+from contextlib import contextmanager
+from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdat.ops import SAMPLERS, FixedBias, LogBias, TableBias, deform_sample, deformable_attention
+from mmdat.registry import MODELS
+
+from ..layers import LayerNorm2d, Linear2d, depthwise_conv
+
+POSITION_BIASES = ('table', 'fixed', 'dwconv', 'log', 'none')
+
+
+class SamplingPoints(NamedTuple):
+    """What one deformable layer looked at in one forward pass; all (y, x), -1 and 1 the borders.
+
+    Attributes:
+        offset: How far each point moved, ``(B, G, Hk, Wk, 2)``, after any range factor.
+        reference: Where the points start, ``(Hk, Wk, 2)``; the same for all images and groups.
+        position: Where the map was sampled, ``(B, G, Hk, Wk, 2)``.
+    """
+    offset: Tensor
+    reference: Tensor
+    position: Tensor
+
+
+@MODELS.register_module()
+class DeformableAttention(nn.Module):
+    """Attention to keys sampled at learned positions, shared by all queries (mixer D; DAT, section 3.2).
+
+    Args:
+        dim: Channels.
+        num_heads: Heads; divides ``dim``.
+        groups: Offset groups, each with sampling points of its own; divides ``num_heads``.
+        map_size: ``(H0, W0)``, the map that position-bias tables are made for. Other maps work too.
+        kernel_size: Kernel of the offset network's depthwise convolution.
+        stride: Key stride: pixels of the map per sampling point, along each axis.
+        offset_range: Offsets are ``tanh(.) * offset_range`` in units of half a key cell, and may leave
+            the map. With None they are free, and positions are clamped to the map.
+        convention: Where points and queries lie, ``'dat'`` or ``'dat++'``; see :meth:`reference_points`.
+        position_bias: ``'table'`` (the papers' choice), ``'log'``, ``'fixed'``, ``'dwconv'`` (a depthwise
+            convolution of the query, added to the output) or ``'none'``.
+        use_offsets: With False, average-pool the map by ``stride`` in place of sampling; there is no
+            position bias then (DAT++, ablation of offsets).
+        sampler: ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
+        attn_drop_rate: Dropout of attention weights.
+        proj_drop_rate: Dropout after the output projection.
+
+    Raises:
+        ValueError: For values that do not go together, naming the field.
+    """
+
+    def __init__(self,
+                 dim: int,
+                 num_heads: int,
+                 groups: int,
+                 map_size: Tuple[int, int] = (14, 14),
+                 kernel_size: int = 5,
+                 stride: int = 1,
+                 offset_range: Optional[float] = None,
+                 convention: str = 'dat++',
+                 position_bias: str = 'table',
+                 use_offsets: bool = True,
+                 sampler: str = 'torch',
+                 attn_drop_rate: float = 0.0,
+                 proj_drop_rate: float = 0.0):
+        super().__init__()
+        if num_heads < 1 or dim % num_heads:
+            raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
+        if groups < 1 or num_heads % groups:
+            raise ValueError(f'groups={groups} does not divide num_heads={num_heads}')
+        if position_bias not in POSITION_BIASES:
+            raise ValueError(f"position_bias must be one of {POSITION_BIASES}, got '{position_bias}'")
+        if convention not in ('dat', 'dat++'):
+            raise ValueError(f"convention must be 'dat' or 'dat++', got '{convention}'")
+        if sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {SAMPLERS}, got '{sampler}'")
+        self.num_heads = num_heads
+        self.groups = groups
+        self.stride = stride
+        self.offset_range = offset_range
+        self.convention = convention
+        self.position_bias = position_bias if use_offsets else 'none'
+        self.sampler = sampler
+        self.attn_drop_rate = attn_drop_rate
+        self.on_sample = None
+
+        self.proj_q = Linear2d(dim, dim)
+        self.proj_k = Linear2d(dim, dim)
+        self.proj_v = Linear2d(dim, dim)
+        self.proj_out = Linear2d(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+        group_dim = dim // groups
+        self.offset_net = nn.Sequential(
+            depthwise_conv(group_dim, kernel_size, stride, 0 if kernel_size == stride else kernel_size // 2),
+            LayerNorm2d(group_dim),
+            nn.GELU(),
+            Linear2d(group_dim, 2, bias=False),
+        ) if use_offsets else None
+
+        height, width = map_size
+        if self.position_bias == 'table':
+            self._make_table(2 * height - 1, 2 * width - 1)
+        elif self.position_bias == 'fixed':
+            self._make_table(height * width, (height // stride) * (width // stride))
+        elif self.position_bias == 'dwconv':
+            self.bias_conv = depthwise_conv(dim)
+        elif self.position_bias == 'log':
+            self.bias_mlp = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, num_heads // groups, bias=False))
+
+    def _make_table(self, rows: int, cols: int) -> None:
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(self.num_heads, rows, cols))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
+        query = self.proj_q(x)
+        if self.offset_net is None:
+            position = None
+            sampled = F.avg_pool2d(x, self.stride)
+        else:
+            position = self.sampling_positions(query)
+            sampled = deform_sample(x, position, self.sampler)
+        out = deformable_attention(query, self.proj_k(sampled), self.proj_v(sampled), self.num_heads,
+                                   self._bias(query, position), self.attn_drop_rate if self.training else 0.0)
+        if self.position_bias == 'dwconv':
+            out = out + self.bias_conv(query)
+        return self.proj_drop(self.proj_out(out))
+
+    def sampling_positions(self, query: Tensor) -> Tensor:
+        """Where the map is sampled, ``(B, G, Hk, Wk, 2)``, for the projected query ``(B, C, H, W)``.
+
+        At least float32, also under autocast: half precision cannot tell pixels of a large map apart.
+        """
+        batch = len(query)
+        offset = self.offset_net(query.unflatten(1, (self.groups, -1)).flatten(0, 1))
+        offset = offset.permute(0, 2, 3, 1).unflatten(0, (batch, self.groups))
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        key_height, key_width = offset.shape[2:4]
+        reference = self.reference_points(key_height, key_width, offset)
+        if self.offset_range is None:
+            position = (reference + offset).clamp(-1, 1)
+        else:
+            cells = offset.new_tensor([max(self._cells(n), 1) for n in (key_height, key_width)])
+            offset = offset.tanh() * self.offset_range / cells
+            position = reference + offset
+        if self.on_sample is not None:
+            self.on_sample(SamplingPoints(offset, reference, position))
+        return position
+
+    def reference_points(self, height: int, width: int, like: Tensor) -> Tensor:
+        """One point per key cell, ``(height, width, 2)``, in the dtype and on the device of ``like``.
+
+        DAT puts point i of n at ``(i + 0.5) / n * 2 - 1``; the released DAT++ at
+        ``(i + 0.5) / (n - 1) * 2 - 1``, which runs past 1 (and is clamped later).
+        """
+        axes = [self._axis(n, 0.5, self._cells(n), like) for n in (height, width)]
+        return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
+
+    def query_axis(self, size: int, like: Tensor) -> Tensor:
+        """Positions of the queries along one axis, ``(size,)``: cell centres in DAT, border to border in DAT++."""
+        if self.convention == 'dat':
+            return self._axis(size, 0.5, size, like)
+        return self._axis(size, 0.0, size - 1, like)
+
+    def _cells(self, size: int) -> int:
+        """What the convention divides an axis of keys by."""
+        return size if self.convention == 'dat' else size - 1
+
+    @staticmethod
+    def _axis(size: int, first: float, cells: int, like: Tensor) -> Tensor:
+        i = torch.arange(size, dtype=like.dtype, device=like.device)
+        # A single point has no extent to divide by: it lies in the centre.
+        return (i + first) / cells * 2 - 1 if cells else torch.zeros_like(i)
+
+    def _bias(self, query: Tensor, position: Optional[Tensor]):
+        if self.position_bias in ('none', 'dwconv'):
+            return None
+        height, width = query.shape[2:]
+        if self.position_bias == 'fixed':
+            return FixedBias(self.relative_position_bias_table, (height, width), position[0, 0, ..., 0].numel())
+        axes = self.query_axis(height, position), self.query_axis(width, position)
+        if self.position_bias == 'table':
+            return TableBias(self.relative_position_bias_table, position, *axes)
+        hidden, _, out = self.bias_mlp
+        return LogBias(hidden.weight, hidden.bias, out.weight, position, *axes)
+
+
+@contextmanager
+def record_sampling(model: nn.Module) -> Iterator[Dict[str, List[SamplingPoints]]]:
+    """Record what every deformable layer of a model samples while the ``with`` block runs.
+
+    The hook point for visualisation and analysis: forward passes return what they always return, and
+    layers that nobody watches do no extra work.
+
+    Example:
+        >>> with record_sampling(model) as points:
+        ...     model(images)
+        >>> offset, reference, position = points['stages.2.blocks.1.mixer'][0]
+
+    Args:
+        model: Any module that holds deformable attention.
+
+    Yields:
+        A dict from the layer's name in ``model`` to its :class:`SamplingPoints`, one per call of the
+        layer (with ``with_cp=True`` the backward pass calls it once more).
+    """
+    records: Dict[str, List[SamplingPoints]] = {}
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformableAttention)}
+    try:
+        for name, layer in layers.items():
+            layer.on_sample = records.setdefault(name, []).append
+        yield records
+    finally:
+        for layer in layers.values():
+            layer.on_sample = None

@@ -1,0 +1,57 @@
+"""Mixer N: attention to the neighbourhood of each pixel."""
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdat.ops import neighborhood_attention
+from mmdat.registry import MODELS
+
+from ..layers import Linear2d
+
+
+@MODELS.register_module()
+class NeighborhoodAttention(nn.Module):
+    """Attention of each pixel to the ``kernel_size**2`` pixels around it (mixer N; NAT, section 3).
+
+    A map smaller than the kernel is padded with zeros at the right and the bottom.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads; divides ``dim``.
+        kernel_size: Odd side of the neighbourhood in pixels of the map.
+        attn_drop_rate: Dropout of attention weights.
+        proj_drop_rate: Dropout after the output projection.
+
+    Raises:
+        ValueError: If ``kernel_size`` is even.
+    """
+
+    def __init__(self,
+                 dim: int,
+                 num_heads: int,
+                 kernel_size: int = 7,
+                 attn_drop_rate: float = 0.0,
+                 proj_drop_rate: float = 0.0):
+        super().__init__()
+        if kernel_size % 2 == 0:
+            raise ValueError(f'the neighbourhood needs an odd kernel_size (window_size of the backbone), '
+                             f'got {kernel_size}')
+        self.num_heads = num_heads
+        self.kernel_size = kernel_size
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = Linear2d(dim, 3 * dim)
+        self.proj_out = Linear2d(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+        self.relative_position_bias_table = nn.Parameter(
+            torch.zeros(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, max(self.kernel_size - width, 0), 0, max(self.kernel_size - height, 0)))
+        query, key, value = self.qkv(x).chunk(3, 1)
+        x = neighborhood_attention(query, key, value, self.relative_position_bias_table, self.num_heads,
+                                   self.kernel_size, self.attn_drop_rate if self.training else 0.0)
+        return self.proj_drop(self.proj_out(x[:, :, :height, :width]))

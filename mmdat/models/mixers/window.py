@@ -1,0 +1,66 @@
+"""Mixers L and S: attention within windows, and within shifted windows."""
+import math
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmdat.ops import window_attention
+from mmdat.registry import MODELS
+
+from ..layers import Linear2d
+
+
+@MODELS.register_module()
+class WindowAttention(nn.Module):
+    """Attention within non-overlapping windows (mixer L; Swin, section 3.2).
+
+    A map whose sides are no multiples of the window is padded with zeros at the right and the
+    bottom, as in Swin.
+
+    Args:
+        dim: Channels.
+        num_heads: Heads; divides ``dim``.
+        window_size: Side of the windows in pixels of the map.
+        attn_drop_rate: Dropout of attention weights.
+        proj_drop_rate: Dropout after the output projection.
+    """
+    shift = 0
+
+    def __init__(self,
+                 dim: int,
+                 num_heads: int,
+                 window_size: int = 7,
+                 attn_drop_rate: float = 0.0,
+                 proj_drop_rate: float = 0.0):
+        super().__init__()
+        self.num_heads = num_heads
+        self.window_size = window_size
+        self.attn_drop_rate = attn_drop_rate
+        self.qkv = Linear2d(dim, 3 * dim)
+        self.proj_out = Linear2d(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop_rate)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1)**2, num_heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
+        height, width = x.shape[2:]
+        x = F.pad(x, (0, -width % self.window_size, 0, -height % self.window_size))
+        query, key, value = self.qkv(x).chunk(3, 1)
+        x = window_attention(query, key, value, self.relative_position_bias_table, self.num_heads, self.window_size,
+                             self.shift, self.attn_drop_rate if self.training else 0.0)
+        return self.proj_drop(self.proj_out(x[:, :, :height, :width]))
+
+
+@MODELS.register_module()
+class ShiftedWindowAttention(WindowAttention):
+    """Attention within windows shifted by half a window, rounded up (mixer S).
+
+    Swin rounds down; the released DAT weights were trained with ``ceil(window_size / 2)``.
+    """
+
+    def __init__(self, dim: int, num_heads: int, window_size: int = 7, **kwargs):
+        super().__init__(dim, num_heads, window_size, **kwargs)
+        self.shift = math.ceil(window_size / 2)

@@ -1,0 +1,11 @@
+"""Pure functions on tensors; no modules, no configuration."""
+from .deform_sample import SAMPLERS, deform_sample
+from .deformable_attention import deformable_attention
+from .neighborhood_attention import neighborhood_attention
+from .position_bias import FixedBias, LogBias, TableBias
+from .window_attention import window_attention
+
+__all__ = [
+    'SAMPLERS', 'FixedBias', 'LogBias', 'TableBias', 'deform_sample', 'deformable_attention', 'neighborhood_attention',
+    'window_attention'
+]

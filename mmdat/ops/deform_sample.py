@@ -1,0 +1,63 @@
+"""Sampling a feature map at deformed positions (DAT, section 3.2, eq. 3)."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SAMPLERS = ('torch', 'mmcv')
+
+
+def deform_sample(x: Tensor, position: Tensor, sampler: str = 'torch') -> Tensor:
+    """Bilinear samples of a feature map, at positions of their own for each group of channels.
+
+    Args:
+        x: Feature map ``(B, C, H, W)``.
+        position: ``(B, G, Hk, Wk, 2)``, as (y, x) with -1 and 1 the centres of the first and last
+            pixel (``align_corners=True``); ``G`` divides ``C``. Outside the map is zero.
+        sampler: ``'torch'`` for :func:`torch.nn.functional.grid_sample`, ``'mmcv'`` for mmcv's
+            multi-scale deformable attention operator with one level and one point, which runs its
+            CUDA kernel on a GPU. Both give the same values and gradients.
+
+    Returns:
+        ``(B, C, Hk, Wk)`` in the dtype of ``x``; the positions are used in their own precision.
+
+    Raises:
+        ValueError: If ``sampler`` is unknown or ``G`` does not divide ``C``.
+    """
+    batch, channels, height, width = x.shape
+    groups, key_height, key_width = position.shape[1:4]
+    if channels % groups:
+        raise ValueError(f'{groups} position groups do not divide the {channels} channels of x')
+    if sampler == 'torch':
+        sample = _sample_torch
+    elif sampler == 'mmcv':
+        sample = _sample_mmcv
+    else:
+        raise ValueError(f"sampler must be one of {SAMPLERS}, got '{sampler}'")
+    grouped = x.reshape(batch * groups, channels // groups, height, width).to(position.dtype)
+    sampled = sample(grouped, position.flatten(0, 1))
+    return sampled.reshape(batch, channels, key_height, key_width).to(x.dtype)
+
+
+def _sample_torch(x: Tensor, position: Tensor) -> Tensor:
+    return F.grid_sample(x, position.flip(-1), mode='bilinear', align_corners=True)
+
+
+def _sample_mmcv(x: Tensor, position: Tensor) -> Tensor:
+    # The operator wants values as (batch, pixels, heads, channels) and locations as (x, y) in
+    # [0, 1] over the *area* of the map (align_corners=False): pixel i has its centre at (i + 0.5) / size.
+    from mmcv.ops.multi_scale_deform_attn import (MultiScaleDeformableAttnFunction,
+                                                  multi_scale_deformable_attn_pytorch)
+    height, width = x.shape[-2:]
+    key_height, key_width = position.shape[1:3]
+    size = position.new_tensor([width, height])
+    location = ((position.flip(-1) + 1) / 2 * (size - 1) + 0.5) / size
+    location = location.reshape(len(x), key_height * key_width, 1, 1, 1, 2)
+    value = x.flatten(2).transpose(1, 2).unsqueeze(2).contiguous()
+    shapes = torch.tensor([[height, width]], device=x.device)
+    weight = torch.ones_like(location[..., 0])
+    if x.is_cuda:
+        level_start = torch.zeros(1, dtype=torch.long, device=x.device)
+        out = MultiScaleDeformableAttnFunction.apply(value, shapes, level_start, location, weight, len(x))
+    else:
+        out = multi_scale_deformable_attn_pytorch(value, shapes, location, weight)
+    return out.transpose(1, 2).reshape(len(x), -1, key_height, key_width)

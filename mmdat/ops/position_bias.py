@@ -1,0 +1,89 @@
+"""Position biases of deformable attention (DAT, section 3.2; DAT++, section 3.3 and its ablations).
+
+Each kind holds what its bias is computed from and offers ``rows(start, stop)``: the bias of the
+queries in those rows of the query map to all keys, ``(B or 1, heads, rows * W, N)`` with
+``N = Hk * Wk``. So nobody has to hold the bias of all queries at once.
+
+Positions are (y, x), normalised so that -1 and 1 are the borders of the map.
+"""
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class TableBias(NamedTuple):
+    """A table read bilinearly at the displacement between query and key, zero outside.
+
+    Attributes:
+        table: ``(heads, 2 * H0 - 1, 2 * W0 - 1)``; its centre is displacement zero, its border
+            half the sum of two opposite positions (a displacement of one).
+        position: Key positions ``(B, G, Hk, Wk, 2)``; ``G`` divides ``heads``.
+        query_y: Row positions of the queries ``(H,)``.
+        query_x: Column positions of the queries ``(W,)``.
+    """
+    table: Tensor
+    position: Tensor
+    query_y: Tensor
+    query_x: Tensor
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        batch, groups = self.position.shape[:2]
+        displacement = _displacement(self, start, stop) / 2
+        table = self.table.to(displacement.dtype).unflatten(0, (groups, -1)).repeat(batch, 1, 1, 1)
+        bias = F.grid_sample(table, displacement.flatten(0, 1).flip(-1), mode='bilinear', align_corners=True)
+        return bias.unflatten(0, (batch, groups)).flatten(1, 2)
+
+
+class LogBias(NamedTuple):
+    """A small network of the log-spaced displacement, shared by all groups (as in Swin V2).
+
+    Attributes:
+        weight1: ``(hidden, 2)``.
+        bias1: ``(hidden,)``.
+        weight2: ``(heads / G, hidden)``.
+        position: Key positions ``(B, G, Hk, Wk, 2)``.
+        query_y: Row positions of the queries ``(H,)``.
+        query_x: Column positions of the queries ``(W,)``.
+    """
+    weight1: Tensor
+    bias1: Tensor
+    weight2: Tensor
+    position: Tensor
+    query_y: Tensor
+    query_x: Tensor
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        displacement = _displacement(self, start, stop) * 4
+        displacement = displacement.sign() * torch.log2(displacement.abs() + 1) / math.log2(8)
+        hidden = F.linear(displacement, self.weight1, self.bias1).relu()
+        return F.linear(hidden, self.weight2).movedim(-1, 2).flatten(1, 2)
+
+
+class FixedBias(NamedTuple):
+    """A bias for each pair of query and key, resized bilinearly to other map sizes.
+
+    Attributes:
+        table: ``(heads, H0 * W0, Hk0 * Wk0)``.
+        query_size: ``(H, W)`` of the query map.
+        num_keys: ``N``.
+    """
+    table: Tensor
+    query_size: tuple
+    num_keys: int
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        height, width = self.query_size
+        size = (height * width, self.num_keys)
+        table = self.table[None]
+        if table.shape[2:] != size:
+            table = F.interpolate(table, size=size, mode='bilinear', align_corners=True)
+        return table[:, :, start * width:stop * width]
+
+
+def _displacement(bias, start: int, stop: int) -> Tensor:
+    """Query minus key position, ``(B, G, rows * W, N, 2)``."""
+    query = torch.stack(torch.meshgrid(bias.query_y[start:stop], bias.query_x, indexing='ij'), -1)
+    return query.flatten(0, 1)[:, None] - bias.position.flatten(2, 3).unsqueeze(2)

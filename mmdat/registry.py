@@ -1,0 +1,9 @@
+"""mmdat's registries: children of MMEngine's, so ``type='mmdat.DAT'`` resolves in any MM toolbox."""
+from mmengine.registry import DATASETS as MMENGINE_DATASETS
+from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import MODELS as MMENGINE_MODELS
+from mmengine.registry import Registry
+
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmdat', locations=['mmdat.models'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmdat', locations=['mmdat.engine'])
+DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmdat', locations=['mmdat.datasets'])

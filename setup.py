@@ -1,0 +1,48 @@
+"""Package metadata; `pip install .` and `mim install .` carry configs and tools below mmdat/.mim."""
+import re
+import shutil
+from pathlib import Path
+
+from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+def requirements(name: str) -> list:
+    """The requirements of requirements/{name}.txt, without comments."""
+    lines = (ROOT / 'requirements' / f'{name}.txt').read_text().splitlines()
+    return [line for line in map(str.strip, lines) if line and not line.startswith('#')]
+
+
+class BuildWithMim(build_py):
+    """Copy configs, tools and the model index into the wheel as mmdat/.mim, where `mim` looks for them."""
+
+    def run(self):
+        super().run()
+        if getattr(self, 'editable_mode', False):
+            return
+        mim = Path(self.build_lib) / 'mmdat' / '.mim'
+        for name in ('configs', 'tools'):
+            shutil.copytree(ROOT / name, mim / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
+        for index in ROOT.glob('model-index.yml'):
+            shutil.copy(index, mim)
+
+
+setup(
+    name='mmdat',
+    version=re.search(r"__version__ = '(.+)'", (ROOT / 'mmdat' / 'version.py').read_text())[1],
+    description='DAT and DAT++, Vision Transformers with Deformable Attention, for MMDetection, MMSegmentation '
+    'and MMPretrain',
+    long_description=(ROOT / 'README.md').read_text(),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmdat', 'mmdat.*']),
+    python_requires='>=3.9',
+    install_requires=requirements('runtime'),
+    extras_require={
+        'mim': requirements('mminstall'),
+        'tests': requirements('tests'),
+    },
+    cmdclass={'build_py': BuildWithMim},
+)
