@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Install mmdat and everything it needs into a virtual environment.
 #
-#   bash tools/install.sh [--stack current|classic] [--python PYTHON] [--venv DIR]
+#   bash tools/install.sh [--stack current|classic] [--python PYTHON] [--venv DIR] [--print-venv]
 #
 #   --stack   current  maintained forks of the OpenMMLab packages on current PyTorch (default)
 #             classic  OpenMMLab's own last releases on PyTorch 2.1
 #   --python  the interpreter the environment is made with (default: python3)
 #   --venv    where the environment lives (default: .venv in the checkout, or .venv-STACK
 #             when .venv already holds the other stack)
+#   --print-venv  only print which directory that is
 #
 # mmcv's operators are compiled once, 10 to 20 minutes on 2 cores; the wheel is kept in
 # $MMDAT_CACHE (default ~/.cache/mmdat) and used again by later installs. CUDA operators are
@@ -18,13 +19,14 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
 
-stack=current python=python3 venv=
+stack=current python= venv= print_venv=
 while (($#)); do
   case $1 in
     --stack | --python | --venv)
       (($# > 1)) || die "$1 needs a value; see --help"
       printf -v "${1#--}" %s "$2"
       shift 2 ;;
+    --print-venv) print_venv=1; shift ;;
     -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
     *) die "unknown option '$1'; see --help" ;;
   esac
@@ -36,11 +38,12 @@ if [[ -z $venv ]]; then
   venv=$root/.venv
   if [[ -f $venv/mmdat-stack && $(<"$venv/mmdat-stack") != "$stack" ]]; then venv=$root/.venv-$stack; fi
 fi
+if [[ $print_venv ]]; then echo "$venv"; exit; fi
 py=$venv/bin/python
 logs=$venv/install-logs
 
 # --- already done? -------------------------------------------------------------------------
-fingerprint=$(cat "$pins" "$root"/requirements/{runtime,tests}.txt "$root"/setup.py "${BASH_SOURCE[0]}" | cksum)
+fingerprint=$(cat "$pins" "$root"/requirements/{runtime,tests}.txt "${BASH_SOURCE[0]}" | cksum)
 check='import mmcv.ops, mmengine, importlib.util as u
 missing = [m for m in ("mmdat", "mmdet", "mmseg", "mmpretrain") if u.find_spec(m) is None]
 assert not missing, f"not importable: {missing}"'
@@ -52,11 +55,16 @@ fi
 # --- helpers -------------------------------------------------------------------------------
 # step NAME HINT COMMAND...: run one step, say how long it took; on failure show why and what to do.
 step() {
-  local name=$1 hint=$2 start=$SECONDS log
+  local name=$1 hint=$2 start=$SECONDS log status
   shift 2
   log=$logs/${name// /-}.log
   printf '%-44s' "$name ..."
-  if "$@" >"$log" 2>&1; then
+  # In a subshell, as a step may change directory; outside of 'if', where -e would not hold in it.
+  set +e
+  (set -e; "$@") >"$log" 2>&1
+  status=$?
+  set -e
+  if ((status == 0)); then
     printf '%6d s\n' $((SECONDS - start))
   else
     printf ' failed after %d s\n\n' $((SECONDS - start))
@@ -81,6 +89,7 @@ PY
 build_mmcv() {
   local out=$1 work
   work=$(mktemp -d)
+  trap "rm -rf '$work'" EXIT
   pip download --no-deps --no-build-isolation --no-binary :all: -d "$work" "$mmcv_name==$mmcv_version"
   tar -xzf "$work"/*.tar.gz -C "$work"
   cd "$work"/*/
@@ -95,17 +104,23 @@ build_mmcv() {
     "$py" -m pip wheel --no-deps --no-build-isolation -w "$work/wheel" . -v
   mkdir -p "$out"
   mv "$work"/wheel/*.whl "$out/"
-  cd "$root"
-  rm -rf "$work"
 }
 
 # --- the steps -----------------------------------------------------------------------------
 begin=$SECONDS
 net='Check the network connection (and proxy or mirror settings of pip), then run this command again: it continues where it stopped.'
-if [[ ! -x $py ]]; then
+version='import sys; print("Python %d.%d" % sys.version_info[:2])'
+if [[ -x $py ]]; then
+  [[ -z $python || $("$python" -c "$version") == $("$py" -c "$version") ]] ||
+    die "$venv holds $("$py" -c "$version"), not the one of '$python': remove it, or name another directory with --venv"
+else
+  python=${python:-python3}
   command -v "$python" >/dev/null || die "no interpreter '$python'; name one with --python"
   "$python" -m venv "$venv" || die "'$python -m venv' failed; install the venv module (Debian: apt install python3-venv) or name another interpreter with --python"
 fi
+supported=$(sed -n 's/^# Python: *//p' "$pins")
+[[ " $supported " == *" $("$py" -c "$version" | cut -d' ' -f2) "* ]] ||
+  die "the $stack stack needs one of Python $supported, and $venv holds $("$py" --version): remove it and name another interpreter with --python"
 mkdir -p "$logs"
 echo "$stack" >"$venv/mmdat-stack"
 echo "Installing mmdat with the $stack stack into $venv ($("$py" --version))"

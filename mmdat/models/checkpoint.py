@@ -4,7 +4,9 @@ The official release saves classification models as ``{'model': state_dict}``, d
 as ``{'state_dict': {'backbone.…', 'neck.…'}}``. A :class:`mmdat.DAT` calls :func:`adapt_state_dict`
 whenever weights are loaded into it, by torch or by MMEngine, so either kind needs no conversion.
 """
+import pickle
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
 
@@ -95,21 +97,29 @@ class Signature(NamedTuple):
                 mixer = f'stages.{i}.blocks.{len(letters)}.mixer.'
                 table = state_dict.get(mixer + TABLE)
                 # S has the parameters of L; N and D keep the heads in front.
-                letters += 'D' if mixer + 'proj_q.weight' in state_dict else 'L' if table is not None and table.dim(
-                ) == 2 else 'N'
+                flat = table is not None and table.dim() == 2
+                deformable = any(f'{mixer}proj_{name}.weight' in state_dict for name in 'qkv')
+                letters += 'D' if deformable else 'L' if flat else 'N'
                 if table is not None:
-                    count = table.shape[-1 if table.dim() == 2 else 0]
+                    count = table.shape[-1 if flat else 0]
             mixers.append(letters)
             heads.append(count)
         generation = 'dat++' if 'stem.3.weight' in state_dict else 'dat'
         return cls(generation, tuple(dims), tuple(heads), tuple(mixers))
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> Optional[str]:
+        """The name in :data:`mmdat.models.arch.ARCHS`, if it is a published one."""
         for name in ARCHS:
             arch = get_arch(name)
             mixers = tuple(spec.replace('S', 'L') for spec in arch.stage_spec)
             if self == (arch.generation, arch.dims, arch.heads, mixers):
-                return f"arch='{name}'"
+                return name
+        return None
+
+    def __str__(self) -> str:
+        if self.name:
+            return f"arch='{self.name}'"
         return (f'an architecture of generation {self.generation} with dims={self.dims}, heads={self.heads} '
                 f'and depths={tuple(len(m) for m in self.mixers)}')
 
@@ -125,7 +135,7 @@ def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str =
         RuntimeError: If the weights are of another architecture; says which one they look like.
     """
     entries = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
-    entries = backbone_entries(entries)
+    entries = backbone_entries(unwrap(entries))
     own = model.state_dict()
     if is_official(entries):
         entries = convert_official(entries)
@@ -145,13 +155,18 @@ def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str =
     state_dict.update({prefix + key: value for key, value in entries.items()})
 
 
-def backbone_entries(entries: Dict[str, Any]) -> Dict[str, Any]:
-    """The backbone's part of a whole checkpoint or model; a bare backbone's state dict as it is."""
+def unwrap(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+    """The state dict of a checkpoint, which may keep it beside other things; a state dict as it is."""
     for wrapper in ('model', 'state_dict'):
-        if isinstance(entries.get(wrapper), dict):
-            entries = entries[wrapper]
-    inner = {key[len('backbone.'):]: value for key, value in entries.items() if key.startswith('backbone.')}
-    return inner or entries
+        if isinstance(checkpoint.get(wrapper), dict):
+            return checkpoint[wrapper]
+    return checkpoint
+
+
+def backbone_entries(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """The backbone's part of a whole model's state dict; a bare backbone's as it is."""
+    inner = {key[len('backbone.'):]: value for key, value in state_dict.items() if key.startswith('backbone.')}
+    return inner or state_dict
 
 
 def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
@@ -181,9 +196,9 @@ def load_file(path: Union[str, Path], allow_pickle: bool = False) -> Dict[str, A
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=not allow_pickle)
     except Exception as error:
-        if 'weights_only' in str(error) or 'Unsupported' in str(error):
+        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
             raise RuntimeError(f'{path} holds more than tensors and plain values, and reading it could run code: '
-                               f'allow that explicitly if you trust where it came from') from error
+                               f'if you trust where it came from, allow it with --allow-pickle') from error
         raise RuntimeError(f'{path} is not a readable PyTorch checkpoint: {error}') from error
     if not isinstance(checkpoint, dict):
         raise RuntimeError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict)')

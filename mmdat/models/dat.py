@@ -95,7 +95,8 @@ class DAT(BaseModule):
 
         conv = arch.generation == 'dat++'
         self.stem = _stem(in_channels, arch.dims[0], conv)
-        drop_paths = torch.linspace(0, drop_path_rate, sum(arch.depths)).tolist()
+        num_blocks = sum(arch.depths)
+        drop_paths = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         self.stages = nn.ModuleList()
         for i in range(NUM_STAGES):
             mixers = _mixers(arch, i, [side // 4 // 2**i for side in img_size], window_size, sampler, drop_rate,
