@@ -16,17 +16,24 @@ def requirements(name: str) -> list:
 
 
 class BuildWithMim(build_py):
-    """Copy configs, tools and the model index into the wheel as mmdat/.mim, where `mim` looks for them."""
+    """Put configs, tools and the model index below mmdat/.mim, where `mim` looks for them.
+
+    An editable installation links to them, a wheel holds copies.
+    """
 
     def run(self):
         super().run()
-        if getattr(self, 'editable_mode', False):
-            return
-        mim = Path(self.build_lib) / 'mmdat' / '.mim'
-        for name in ('configs', 'tools'):
-            shutil.copytree(ROOT / name, mim / name, dirs_exist_ok=True, ignore=shutil.ignore_patterns('__pycache__'))
-        for index in ROOT.glob('model-index.yml'):
-            shutil.copy(index, mim)
+        editable = getattr(self, 'editable_mode', False)
+        mim = (ROOT if editable else Path(self.build_lib)) / 'mmdat' / '.mim'
+        shutil.rmtree(mim, ignore_errors=True)
+        mim.mkdir(parents=True)
+        for source in map(ROOT.joinpath, ('configs', 'tools', 'model-index.yml')):
+            if editable:
+                (mim / source.name).symlink_to(source)
+            elif source.is_dir():
+                shutil.copytree(source, mim / source.name, ignore=shutil.ignore_patterns('__pycache__'))
+            else:
+                shutil.copy(source, mim)
 
 
 setup(

@@ -1,5 +1,5 @@
 """The architectures of both papers, and the check of a user's own."""
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 from .mixers.deformable import POSITION_BIASES
@@ -71,9 +71,6 @@ class Arch:
         if missing:
             raise ValueError(f'arch lacks the field {missing[0]!r}; it has {sorted(arch)}')
         return cls(**arch)
-
-    def to_dict(self) -> Dict[str, Any]:
-        return asdict(self)
 
     def _per_stage(self, name: str) -> Tuple:
         value = getattr(self, name)

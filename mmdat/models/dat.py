@@ -109,7 +109,6 @@ class DAT(BaseModule):
             _downsample(arch.dims[i], arch.dims[i + 1], conv) for i in range(NUM_STAGES - 1))
         for i in out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(arch.dims[i]) if out_norm else nn.Identity())
-        self._register_load_state_dict_pre_hook(self._adapt_state_dict)
         self._freeze_stages()
 
     def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
@@ -151,9 +150,10 @@ class DAT(BaseModule):
             part.requires_grad_(False)
             part.eval()
 
-    def _adapt_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
         """Take official checkpoints, and tables of other sizes, whichever way they are loaded."""
         adapt_state_dict(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class Stage(nn.Module):
