@@ -27,6 +27,8 @@ class DAT(BaseModule):
     deformable attention in all four, with overlapping convolutions between the stages, convolutions in
     the MLPs and local perception units (depthwise convolutions in front of every block).
 
+    Weights start as in the released code: PyTorch's defaults, and truncated normal for the tables.
+
     Args:
         arch: ``'tiny'``, ``'small'``, ``'base'`` (DAT), ``'tiny++'``, ``'small++'``, ``'base++'`` (DAT++),
             or a dict with the fields of :class:`mmdat.models.arch.Arch`.
