@@ -1,0 +1,3 @@
+# DAT-B++. Necks and heads take their input channels from here.
+arch = 'base++'
+channels = [128, 256, 512, 1024]
