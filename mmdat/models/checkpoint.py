@@ -75,6 +75,10 @@ def convert_official(state_dict: StateDict) -> StateDict:
     return converted
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used; the message says what to do."""
+
+
 class Signature(NamedTuple):
     """What tells one architecture from another in a state dict."""
     generation: str
@@ -132,7 +136,7 @@ def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str =
     official detection training does. What is then missing or unexpected is for the caller to report.
 
     Raises:
-        RuntimeError: If the weights are of another architecture; says which one they look like.
+        CheckpointError: If the weights are of another architecture; says which one they look like.
     """
     entries = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     entries = backbone_entries(unwrap(entries))
@@ -143,7 +147,7 @@ def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str =
         entries = {key: value for key, value in entries.items() if '.offset_net.' not in key or key in own}
     theirs, ours = Signature.of(entries), Signature.of(own)
     if theirs is not None and theirs != ours:
-        raise RuntimeError(f'these weights are of {theirs}, but the backbone is {ours}: '
+        raise CheckpointError(f'these weights are of {theirs}, but the backbone is {ours}: '
                            f'choose the other checkpoint, or set arch of the backbone to fit it')
     for key, value in entries.items():
         if key.endswith(TABLE) and key in own and own[key].shape != value.shape:
@@ -188,18 +192,18 @@ def load_file(path: Union[str, Path], allow_pickle: bool = False) -> Dict[str, A
         allow_pickle: Run code that the file may contain. Only for files from people you trust.
 
     Raises:
-        RuntimeError: If there is no such file, it is no checkpoint, or it needs ``allow_pickle``.
+        CheckpointError: If there is no such file, it is no checkpoint, or it needs ``allow_pickle``.
     """
     path = Path(path)
     if not path.is_file():
-        raise RuntimeError(f'there is no checkpoint {path} (looked in {path.absolute().parent})')
+        raise CheckpointError(f'there is no checkpoint {path} (looked in {path.absolute().parent})')
     try:
         checkpoint = torch.load(path, map_location='cpu', weights_only=not allow_pickle)
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            raise RuntimeError(f'{path} holds more than tensors and plain values, and reading it could run code: '
+            raise CheckpointError(f'{path} holds more than tensors and plain values, and reading it could run code: '
                                f'if you trust where it came from, allow it with --allow-pickle') from error
-        raise RuntimeError(f'{path} is not a readable PyTorch checkpoint: {error}') from error
+        raise CheckpointError(f'{path} is not a readable PyTorch checkpoint: {error}') from error
     if not isinstance(checkpoint, dict):
-        raise RuntimeError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict)')
+        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict)')
     return checkpoint

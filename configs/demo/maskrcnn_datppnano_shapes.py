@@ -1,0 +1,3 @@
+_base_ = 'maskrcnn_datnano_shapes.py'
+
+model = dict(backbone=dict(_delete_=True, **_base_.datppnano))

@@ -1,0 +1,3 @@
+from .sampling_points_hook import SamplingPointsHook
+
+__all__ = ['SamplingPointsHook']

@@ -1,0 +1,165 @@
+"""Checks before a run: everything it needs is there, or one sentence says what is missing.
+
+Without them a wrong path shows up as a traceback from a data-loading worker, minutes after the start.
+"""
+import os
+from pathlib import Path
+from typing import Any, Iterator, Optional, Tuple
+
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.runner import find_latest_checkpoint
+
+from mmdat.models.checkpoint import is_official, load_file
+
+
+class RunError(RuntimeError):
+    """Something the user can put right; the message is one sentence that says how."""
+
+
+# Part of a path, then what to do about it when it is missing.
+_SOURCES = [
+    ('shapes', 'make the demo data with python tools/make_shapes.py'),
+    ('coco', 'get COCO 2017 from https://cocodataset.org and put it there or change data_root, or try the config on '
+     'the demo data: python tools/make_shapes.py, then --override configs/demo/on_shapes_coco.py'),
+    ('ade', 'get ADE20K (ADEChallengeData2016) from https://groups.csail.mit.edu/vision/datasets/ADE20K and put it '
+     'there or change data_root, or try the config on the demo data: python tools/make_shapes.py, then --override '
+     'configs/demo/on_shapes_ade20k.py'),
+    ('imagenet', 'get ImageNet-1K from https://image-net.org and put it there or change data_root, or try the config '
+     'on the demo data: python tools/make_shapes.py, then --override configs/demo/on_shapes_in1k.py'),
+]
+
+
+def check_run(cfg: Config, training: bool) -> None:
+    """Check that the files and directories of a run exist.
+
+    Looked at are the datasets and evaluators that the run uses, ``load_from``, the checkpoint to resume
+    from, and, for training, ``init_cfg=dict(type='Pretrained')`` anywhere in the model. Addresses (with
+    ``://``) and data behind ``backend_args`` are left to MMEngine.
+
+    Args:
+        cfg: The whole config, as the Runner gets it.
+        training: Check what training with validation needs, else what testing needs.
+
+    Raises:
+        RunError: If something is missing; says what, where it was looked for, and what to do.
+    """
+    for part in _parts(cfg, training):
+        dataloader = cfg.get(f'{part}_dataloader')
+        if dataloader:
+            _check_dataset(dataloader['dataset'], f'{part}_dataloader')
+        for metric in _metrics(cfg.get(f'{part}_evaluator')):
+            _check_path(metric.get('ann_file'), None, f'{part}_evaluator needs the annotation file')
+    if training:
+        for checkpoint in _pretrained(cfg.model):
+            _check_checkpoint(checkpoint, "init_cfg of the model needs the checkpoint")
+    if cfg.get('load_from'):
+        _check_checkpoint(cfg.load_from, 'the run needs the checkpoint')
+        if not cfg.get('resume'):
+            _check_whole_model(cfg.load_from)
+    elif training and cfg.get('resume'):
+        latest = find_latest_checkpoint(cfg.work_dir)
+        if latest is not None and not os.path.isfile(latest):
+            raise RunError(f'cannot resume: {os.path.abspath(cfg.work_dir)}/last_checkpoint names {latest}, which does '
+                           f'not exist; name another checkpoint with --resume PATH')
+
+
+def check_amp(cfg: Config) -> None:
+    """Check that mixed precision, if asked for, is possible here.
+
+    Raises:
+        RunError: On a machine without a GPU.
+    """
+    if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise RunError('mixed precision (--amp, or AmpOptimWrapper in the config) needs a GPU, and torch sees none: '
+                       'leave it out to train in full precision')
+
+
+def _parts(cfg: Config, training: bool) -> Tuple[str, ...]:
+    if not training:
+        return ('test', )
+    return ('train', 'val') if cfg.get('val_cfg') is not None else ('train', )
+
+
+def _check_dataset(dataset: Any, name: str) -> None:
+    """Check a dataset config, or those below a wrapper such as RepeatDataset or ConcatDataset."""
+    if not isinstance(dataset, dict):
+        return
+    inner = [dataset.get('dataset'), *(dataset.get('datasets') or [])]
+    if any(inner):
+        for one in inner:
+            _check_dataset(one, name)
+        return
+    if dataset.get('backend_args'):
+        return
+    root = dataset.get('data_root')
+    _check_path(root, None, f'{name} needs the directory')
+    _check_path(dataset.get('ann_file'), root, f'{name} needs the annotation file')
+    prefixes = dataset.get('data_prefix') or dataset.get('split')
+    for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
+        _check_path(prefix, root, f'{name} needs the directory', filled=True)
+
+
+def _metrics(evaluator: Any) -> Iterator[dict]:
+    if isinstance(evaluator, (list, tuple)):
+        for one in evaluator:
+            yield from _metrics(one)
+    elif isinstance(evaluator, dict):
+        yield evaluator
+        yield from _metrics(evaluator.get('metrics'))
+
+
+def _pretrained(node: Any) -> Iterator[str]:
+    """The checkpoints of all ``init_cfg=dict(type='Pretrained', ...)`` in a config."""
+    if isinstance(node, dict):
+        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
+            yield node['checkpoint']
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _pretrained(child)
+
+
+def _check_path(path: Optional[str], root: Optional[str], needs: str, filled: bool = False) -> None:
+    """Check that a path of a dataset exists; with ``filled``, that it is a directory with something in it."""
+    if not isinstance(path, str) or not path:
+        return
+    path = os.path.expanduser(os.path.join(root or '', path))
+    if '://' in path:
+        return
+    absolute = os.path.abspath(path)
+    if not os.path.exists(absolute):
+        fault = 'which does not exist'
+    elif filled and not (os.path.isdir(absolute) and os.listdir(absolute)):
+        fault = 'which is empty'
+    else:
+        return
+    raise RunError(f'{needs} {absolute}, {fault}: {_remedy(path)}')
+
+
+def _remedy(path: str) -> str:
+    for word, remedy in _SOURCES:
+        if word in path.lower():
+            return remedy
+    return 'put the data there or correct the path in the config (data_root, ann_file, data_prefix)'
+
+
+def _check_checkpoint(path: str, needs: str) -> None:
+    if '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+        raise RunError(f'{needs} {os.path.abspath(os.path.expanduser(path))}, which does not exist: put the file '
+                       f'there or correct the path')
+
+
+def _check_whole_model(path: str) -> None:
+    """Refuse an official classification file for a whole model: MMEngine would load none of its keys."""
+    if '://' in path:
+        return
+    try:
+        checkpoint = load_file(Path(path).expanduser())
+    except RuntimeError:
+        return  # More than tensors, as MMEngine saves it: no official file.
+    weights = checkpoint.get('model', checkpoint)
+    if isinstance(weights, dict) and is_official(weights):
+        raise RunError(f'{path} holds only a backbone in the official layout, not the whole model: load it into the '
+                       f'backbone with --cfg-options model.backbone.init_cfg.type=Pretrained '
+                       f'model.backbone.init_cfg.checkpoint={path}')

@@ -1,0 +1,223 @@
+"""What tools/train.py and tools/test.py do: from a config and options to a run of MMEngine's Runner."""
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable, Dict, List, Optional
+
+import torch.distributed
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmdat.models.checkpoint import CheckpointError
+
+from .preflight import RunError, check_amp, check_run
+
+SYNC_BN = ('SyncBN', 'MMSyncBN')
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """The options that training and testing share."""
+    parser.add_argument('--work-dir', help='where logs, checkpoints and pictures go (default: work_dirs/CONFIG)')
+    parser.add_argument(
+        '--override',
+        metavar='FILE',
+        help='a config file merged over CONFIG; num_classes at its top level replaces every num_classes of the model')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='entries of the config to change, such as train_dataloader.batch_size=4')
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read the config that a command line names, with its override, options, launcher and work directory.
+
+    Raises:
+        RunError: If a file does not exist.
+    """
+    cfg = _read(args.config)
+    name = Path(args.config).stem
+    if args.override:
+        _merge(cfg, _read(args.override))
+        name += '-' + Path(args.override).stem
+    if args.cfg_options:
+        cfg.merge_from_dict(args.cfg_options)
+    cfg.launcher = args.launcher
+    if args.work_dir or not cfg.get('work_dir'):
+        cfg.work_dir = args.work_dir or os.path.join('work_dirs', name)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    return cfg
+
+
+def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_scale_lr: bool = False) -> None:
+    """Train and evaluate.
+
+    Args:
+        cfg: The whole config.
+        amp: Train in mixed precision.
+        resume: A checkpoint to go on from, or ``'auto'`` for the latest in the work directory.
+        auto_scale_lr: Scale the learning rate to the batch size, by ``auto_scale_lr.base_batch_size``.
+
+    Raises:
+        RunError: If the run cannot be made, before the model is built.
+    """
+    if amp:
+        if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
+            raise RunError(f'--amp works with an OptimWrapper, but the config has {cfg.optim_wrapper.type}')
+        cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if resume:
+        cfg.resume = True
+        cfg.load_from = None if resume == 'auto' else resume
+    if auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise RunError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
+                           'size that its learning rate is meant for')
+        cfg.auto_scale_lr.enable = True
+    check_amp(cfg)
+    check_run(cfg, training=True)
+    runner = _build(cfg)
+    if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
+        runner.logger.info(f'There is no checkpoint to resume from in {cfg.work_dir}: training starts from scratch.')
+    runner.train()
+
+
+def test(cfg: Config,
+         checkpoint: str,
+         out: Optional[str] = None,
+         show_dir: Optional[str] = None,
+         tta: bool = False) -> Dict[str, float]:
+    """Evaluate a checkpoint.
+
+    Args:
+        cfg: The whole config.
+        checkpoint: File or address of the weights.
+        out: A .pkl file for the predictions.
+        show_dir: A directory for pictures of the predictions.
+        tta: Test-time augmentation, by ``tta_model`` and ``tta_pipeline`` of the config.
+
+    Returns:
+        The figures of the evaluators.
+
+    Raises:
+        RunError: If the run cannot be made, before the model is built.
+    """
+    cfg.load_from, cfg.resume = checkpoint, False
+    if out:
+        _save_predictions(cfg, out)
+    if show_dir:
+        _save_pictures(cfg, os.path.abspath(show_dir))
+    if tta:
+        _augment_test(cfg)
+    check_run(cfg, training=False)
+    return _build(cfg).test()
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Run a script's main function; a fault that the user can put right ends it with one sentence."""
+    try:
+        main()
+    except (RunError, CheckpointError) as error:
+        if os.environ.get('RANK', '0') == '0':  # once, not from every process
+            print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
+        sys.exit(1)
+
+
+def _read(path: str) -> Config:
+    if '::' not in path and not os.path.isfile(path):
+        raise RunError(f'there is no config file {os.path.abspath(path)}: correct the path; the configs of mmdat are '
+                       f'in configs/ and configs/demo/')
+    try:
+        return Config.fromfile(path)
+    except FileNotFoundError as error:
+        raise RunError(f'the config {path} names a base file that does not exist: {error}') from error
+
+
+def _merge(cfg: Config, override: Config) -> None:
+    override = override.to_dict()
+    num_classes = override.pop('num_classes', None)
+    cfg.merge_from_dict(override)
+    if num_classes is not None:
+        # Heads differ in where they keep it, Cascade R-CNN has one per stage, and Mixup needs it too.
+        for part in (cfg.model, cfg.get('data_preprocessor')):
+            _replace(part, 'num_classes', lambda old: num_classes)
+
+
+def _replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:
+    """Change each value of a key in a config, however deep."""
+    if isinstance(node, dict):
+        if key in node:
+            node[key] = change(node[key])
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            _replace(child, key, change)
+
+
+def _build(cfg: Config) -> Runner:
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        _distribute_on_cpu(cfg)
+    return Runner.from_cfg(cfg)
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """What MMEngine does for GPUs only: processes that talk through gloo, a model wrapped without device."""
+    if cfg.launcher != 'pytorch':
+        raise RunError(f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use --launcher pytorch '
+                       f'(tools/dist_train.sh) on a CPU')
+    torch.distributed.init_process_group('gloo')
+    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', broadcast_buffers=False))
+    changed: List[str] = []
+
+    def to_bn(name: Any) -> Any:
+        if name not in SYNC_BN:
+            return name
+        changed.append(name)
+        return 'BN'
+
+    _replace(cfg.model, 'type', to_bn)
+    if changed:
+        print_log('SyncBN works on GPUs only: BN takes its place, with statistics per process.', logger='current')
+
+
+def _save_predictions(cfg: Config, out: str) -> None:
+    if not out.endswith(('.pkl', '.pickle')):
+        raise RunError(f'--out must name a .pkl file, got {out}')
+    evaluators = cfg.test_evaluator if isinstance(cfg.test_evaluator, (list, tuple)) else [cfg.test_evaluator]
+    # mmdet's own packs masks.
+    dump = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+    cfg.test_evaluator = [*evaluators, dict(type=dump, out_file_path=out)]
+
+
+def _save_pictures(cfg: Config, directory: str) -> None:
+    """Switch on the toolbox's own pictures of predictions."""
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    scope = cfg.get('default_scope')
+    if scope == 'mmdet':
+        # The hook joins this with the work directory for every image: it must be absolute.
+        hooks.visualization = dict(type='DetVisualizationHook', draw=True, test_out_dir=directory)
+    elif scope == 'mmseg':
+        hooks.visualization = dict(type='SegVisualizationHook', draw=True)
+        cfg.visualizer = dict(
+            type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], save_dir=directory)
+    elif scope == 'mmpretrain':
+        hooks.visualization = dict(type='VisualizationHook', enable=True, interval=1, out_dir=directory)
+    else:
+        raise RunError(f'--show-dir works with default_scope mmdet, mmseg and mmpretrain, but the config has {scope}')
+
+
+def _augment_test(cfg: Config) -> None:
+    for name in ('tta_model', 'tta_pipeline'):
+        if name not in cfg:
+            raise RunError(f'--tta needs {name} in the config, which has none; see configs/_base_/datasets/ade20k.py')
+    cfg.model = ConfigDict(**cfg.tta_model, module=cfg.model)
+    dataset = cfg.test_dataloader.dataset
+    while 'dataset' in dataset:
+        dataset = dataset.dataset
+    dataset.pipeline = cfg.tta_pipeline

@@ -1,0 +1,21 @@
+"""Evaluate a checkpoint: detection, segmentation or classification, as the config says."""
+import argparse
+
+from mmdat.engine.runner import add_common_options, load_config, run, test
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions')
+    parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions')
+    parser.add_argument(
+        '--tta', action='store_true', help='test-time augmentation: average over the scales and flips of the config')
+    add_common_options(parser)
+    args = parser.parse_args()
+    test(load_config(args), args.checkpoint, args.out, args.show_dir, args.tta)
+
+
+if __name__ == '__main__':
+    run(main)
