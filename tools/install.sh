@@ -140,6 +140,7 @@ fi
 step 'mmcv' "If the cached wheel is damaged, remove $wheels and run this command again." pip install "$wheels"/*.whl
 step 'mmengine, mmdet, mmseg, mmpretrain' "$net" pip install -r "$pins"
 step 'mmdat' "$net" pip install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
-step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext is missing, remove $wheels and run this command again." "$py" -c "$check"
+step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext is missing, remove $wheels and run this command again." "$py" -c "$check
+import mmdet.models, mmseg.models, mmpretrain.models, mmdat"
 echo "$fingerprint" >"$venv/mmdat-installed"
 printf 'Done in %d s. mmcv operators: %s. Activate with: source %s/bin/activate\n' $((SECONDS - begin)) "$kind" "$venv"
