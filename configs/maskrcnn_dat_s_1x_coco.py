@@ -1,0 +1,11 @@
+_base_ = [
+    '_base_/backbones/dat_s.py',
+    '_base_/models/mask_rcnn.py',
+    '_base_/datasets/coco_instance.py',
+    '_base_/schedules/coco_1x.py',
+    '_base_/default_runtime/mmdet.py',
+]
+
+model = dict(
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.1),
+    neck=dict(in_channels=_base_.channels))

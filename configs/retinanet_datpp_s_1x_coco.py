@@ -1,0 +1,11 @@
+_base_ = [
+    '_base_/backbones/datpp_s.py',
+    '_base_/models/retinanet.py',
+    '_base_/datasets/coco_detection_ms.py',
+    '_base_/schedules/coco_1x_retinanet.py',
+    '_base_/default_runtime/mmdet.py',
+]
+
+model = dict(
+    backbone=dict(arch=_base_.arch, drop_path_rate=0.1),
+    neck=dict(in_channels=_base_.channels[1:]))
