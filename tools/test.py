@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: detection, segmentation or classification, as the config says."""
 import argparse
 
-from mmdat.engine.runner import add_common_options, load_config, run, test
+from mmdat.engine.runner import add_common_options, evaluate, load_config, run
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
         '--tta', action='store_true', help='test-time augmentation: average over the scales and flips of the config')
     add_common_options(parser)
     args = parser.parse_args()
-    test(load_config(args), args.checkpoint, args.out, args.show_dir, args.tta)
+    evaluate(load_config(args), args.checkpoint, args.out, args.show_dir, args.tta)
 
 
 if __name__ == '__main__':

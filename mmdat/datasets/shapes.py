@@ -143,7 +143,7 @@ def _write_classification(folder: Path, seed: int, count: int, size: int) -> Non
         rng = np.random.default_rng([seed, i])
         label = i % len(CLASSES)
         image = _background(rng, size)
-        _paint(rng, image, _outline(rng, label, size, radius=(0.2, 0.35)))
+        _paint(rng, image, _fill(_outline(rng, label, size, radius=(0.2, 0.35)), size), label)
         _write_image(folder / CLASSES[label] / f'{i:05d}.png', _finish(rng, image))
 
 
@@ -171,7 +171,7 @@ def _scene(rng: np.random.Generator, size: int) -> Scene:
         remaining = [other & ~mask for other in masks]
         if any(rest.sum() < MIN_VISIBLE * area for rest, area in zip(remaining, areas)):
             continue
-        _paint(rng, image, mask)
+        _paint(rng, image, mask, label)
         masks = remaining + [mask]
         labels.append(label)
         areas.append(int(mask.sum()))
@@ -220,11 +220,11 @@ def _fill(outline: np.ndarray, size: int) -> np.ndarray:
     return mask > 0
 
 
-def _paint(rng: np.random.Generator, image: np.ndarray, shape: np.ndarray) -> None:
-    """Colour a shape, given as its mask or outline, with a vivid colour that fades across it."""
+def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
+    """Colour a shape with a vivid colour that fades across it; the hue hints at the class, but ranges overlap."""
     size = len(image)
-    mask = shape if shape.dtype == bool else _fill(shape, size)
-    hue, saturation, value = rng.uniform(0, 180), rng.uniform(150, 255), rng.uniform(110, 255)
+    hue = (label / len(CLASSES) * 180 + rng.normal(0, 12)) % 180  # OpenCV's hues end at 180
+    saturation, value = rng.uniform(150, 255), rng.uniform(110, 255)
     colour = cv2.cvtColor(np.uint8([[[hue, saturation, value]]]), cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size
     angle = rng.uniform(0, 2 * np.pi)

@@ -88,11 +88,11 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
     runner.train()
 
 
-def test(cfg: Config,
-         checkpoint: str,
-         out: Optional[str] = None,
-         show_dir: Optional[str] = None,
-         tta: bool = False) -> Dict[str, float]:
+def evaluate(cfg: Config,
+             checkpoint: str,
+             out: Optional[str] = None,
+             show_dir: Optional[str] = None,
+             tta: bool = False) -> Dict[str, float]:
     """Evaluate a checkpoint.
 
     Args:

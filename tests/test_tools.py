@@ -1,0 +1,144 @@
+"""tools/train.py and tools/test.py on real data: every task, both generations, and the full-size configs."""
+import importlib.util
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from mmdat.datasets import make_shapes
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / 'configs/demo'
+# Runs of a few iterations: no processes for loading, one image per step of evaluation.
+QUICK = [f'{part}_dataloader.{option}' for part in ('train', 'val', 'test')
+         for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=2')] + [
+             'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']  # yapf: disable
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes(out, num_train=4, num_val=2, size=128)
+    return out
+
+
+@pytest.fixture
+def workplace(data, tmp_path, monkeypatch):
+    """The current directory for a test, with the demo data where configs look for it."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def call(monkeypatch, tool, *args):
+    """Run the main function of a tool in this process; starting another takes longer than these runs."""
+    spec = importlib.util.spec_from_file_location(tool, ROOT / 'tools' / f'{tool}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
+    module.main()
+
+
+def scalars(work_dir):
+    """All logged values of the latest run."""
+    latest = max(work_dir.glob('*_*/vis_data/scalars.json'))
+    return latest.read_text()
+
+
+# Config, an option for training to step 1 and one for going on to step 2, and how step checkpoints are called.
+TASKS = {
+    'maskrcnn': ('train_cfg.max_epochs={} train_cfg.val_interval=1', 'epoch_{}.pth', 'coco/segm_mAP', 2),
+    'upernet': ('train_cfg.max_iters={} train_cfg.val_interval=1', 'iter_{}.pth', 'mIoU', 1),
+    'classifier': ('train_cfg.max_epochs={} train_cfg.val_interval=1', 'epoch_{}.pth', 'accuracy/top1', 2),
+}
+
+
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+@pytest.mark.parametrize('task', sorted(TASKS))
+def test_train_resume_test(task, generation, workplace, monkeypatch):
+    schedule, checkpoint, metric, iterations = TASKS[task]
+    name = f'{generation}nano_shapes' if task == 'classifier' else f'{task}_{generation}nano_shapes'
+    config, work_dir = DEMO / f'{name}.py', workplace / 'work'
+    common = [config, '--work-dir', work_dir, '--cfg-options', *QUICK]
+
+    call(monkeypatch, 'train', *common, *schedule.format(1).split())
+    first = torch.load(work_dir / checkpoint.format(1), map_location='cpu', weights_only=False)
+    assert first['meta']['iter'] == iterations
+    assert metric in scalars(work_dir)
+
+    call(monkeypatch, 'train', *common, *schedule.format(2).split(), '--resume')
+    second = torch.load(work_dir / checkpoint.format(2), map_location='cpu', weights_only=False)
+    assert second['meta']['iter'] == 2 * iterations
+    log = max(work_dir.glob('*_*/*.log')).read_text()
+    assert f'resumed epoch: 1, iter: {iterations}' in log or f'resumed epoch: 0, iter: {iterations}' in log
+    assert any(not torch.equal(second['state_dict'][key], value) for key, value in first['state_dict'].items())
+
+    out, pictures = workplace / 'predictions.pkl', workplace / 'pictures'
+    call(monkeypatch, 'test', config, work_dir / checkpoint.format(2), *common[1:], '--out', out, '--show-dir',
+         pictures)
+    assert len(pickle.loads(out.read_bytes())) == 2
+    assert len([path for path in pictures.rglob('*') if path.suffix in ('.jpg', '.png')]) == 2
+    deformable = {'dat': {'stage3.png', 'stage4.png'}, 'datpp': {'stage2.png', 'stage3.png', 'stage4.png'}}
+    assert {path.name for path in (work_dir / 'sampling_points').iterdir()} == deformable[generation]
+
+
+def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(workplace, monkeypatch):
+    call(monkeypatch, 'train', DEMO / 'datnano_shapes.py', '--work-dir', 'work', '--resume', '--cfg-options', *QUICK,
+         'train_cfg.max_epochs=1')
+    log = max(Path('work').glob('*_*/*.log')).read_text()
+    assert 'There is no checkpoint to resume from' in log
+    assert Path('work/epoch_1.pth').exists()
+
+
+def test_auto_scale_lr(workplace, monkeypatch):
+    call(monkeypatch, 'train', DEMO / 'datnano_shapes.py', '--work-dir', 'work', '--auto-scale-lr', '--cfg-options',
+         *QUICK, 'train_cfg.max_epochs=1')
+    assert 'Scaling the original LR by 0.125' in max(Path('work').glob('*_*/*.log')).read_text()
+
+
+def test_test_time_augmentation(workplace, monkeypatch):
+    config = DEMO / 'upernet_datnano_shapes.py'
+    call(monkeypatch, 'train', config, '--work-dir', 'work', '--cfg-options', *QUICK, 'train_cfg.max_iters=1')
+    call(monkeypatch, 'test', config, 'work/iter_1.pth', '--work-dir', 'tta', '--tta', '--cfg-options', *QUICK)
+    assert 'mIoU' in max(Path('tta').glob('*_*/*.json')).read_text()
+
+
+@pytest.mark.parametrize('config, override, options, metric', [
+    ('maskrcnn_dat_t_1x_coco', 'on_shapes_coco', ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
+     'coco/segm_mAP'),
+    ('upernet_dat_t_160k_ade20k', 'on_shapes_ade20k', ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'], 'mIoU'),
+])  # yapf: disable
+def test_full_size_configs_run_on_the_demo_data(config, override, options, metric, workplace):
+    """The user's way: the script in a process of its own, the config changed by nothing but the override."""
+    command = [sys.executable, str(ROOT / 'tools/train.py'), str(ROOT / 'configs' / f'{config}.py'), '--override',
+               str(DEMO / f'{override}.py'), '--cfg-options', *options]  # yapf: disable
+    done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    work_dir = workplace / 'work_dirs' / f'{config}-{override}'
+    assert metric in scalars(work_dir)
+    model = Config.fromfile(work_dir / f'{config}.py').model
+    assert model.backbone.arch == 'tiny'
+
+
+def test_override_replaces_the_number_of_classes_everywhere(workplace):
+    """Heads differ in where they keep it, and Mixup has it in the preprocessor."""
+    from argparse import Namespace
+
+    from mmdat.engine.runner import load_config
+    args = dict(work_dir=None, cfg_options=None, launcher='none', local_rank=0)
+    for config, override, places in [
+        ('retinanet_dat_t_1x_coco', 'coco', lambda cfg: [cfg.model.bbox_head]),
+        ('maskrcnn_datpp_t_1x_coco', 'coco', lambda cfg: [cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]),
+        ('upernet_dat_t_160k_ade20k', 'ade20k', lambda cfg: [cfg.model.decode_head, cfg.model.auxiliary_head]),
+        ('dat_t_300e_in1k', 'in1k', lambda cfg: [cfg.model.head, cfg.data_preprocessor]),
+    ]:
+        cfg = load_config(
+            Namespace(
+                config=str(ROOT / 'configs' / f'{config}.py'), override=str(DEMO / f'on_shapes_{override}.py'), **args))
+        assert [place.num_classes for place in places(cfg)] == [5 if override == 'ade20k' else 4] * len(places(cfg))
+        assert cfg.work_dir == f'work_dirs/{config}-on_shapes_{override}'
