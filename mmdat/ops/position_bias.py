@@ -7,7 +7,7 @@ queries in those rows of the query map to all keys, ``(B or 1, heads, rows * W, 
 Positions are (y, x), normalised so that -1 and 1 are the borders of the map.
 """
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import torch
 import torch.nn.functional as F
@@ -23,11 +23,18 @@ class TableBias(NamedTuple):
         position: Key positions ``(B, G, Hk, Wk, 2)``; ``G`` divides ``heads``.
         query_y: Row positions of the queries ``(H,)``.
         query_x: Column positions of the queries ``(W,)``.
+        even: Whether the queries are known to be at most ``2 / (H - 1)`` and ``2 / (W - 1)`` apart, as those
+            evenly spaced within the map are: a tile of them then reads a part of the table only.
     """
     table: Tensor
     position: Tensor
     query_y: Tensor
     query_x: Tensor
+    even: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.position.dtype
 
     def rows(self, start: int, stop: int) -> Tensor:
         batch, groups = self.position.shape[:2]
@@ -55,6 +62,10 @@ class LogBias(NamedTuple):
     query_y: Tensor
     query_x: Tensor
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.position.dtype
+
     def rows(self, start: int, stop: int) -> Tensor:
         displacement = _displacement(self, start, stop) * 4
         displacement = displacement.sign() * torch.log2(displacement.abs() + 1) / math.log2(8)
@@ -74,6 +85,10 @@ class FixedBias(NamedTuple):
     query_size: tuple
     num_keys: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.table.dtype
+
     def rows(self, start: int, stop: int) -> Tensor:
         height, width = self.query_size
         size = (height * width, self.num_keys)
@@ -81,6 +96,9 @@ class FixedBias(NamedTuple):
         if table.shape[2:] != size:
             table = F.interpolate(table, size=size, mode='bilinear', align_corners=True)
         return table[:, :, start * width:stop * width]
+
+
+PositionBias = Union[TableBias, LogBias, FixedBias]
 
 
 def _displacement(bias, start: int, stop: int) -> Tensor:

@@ -185,7 +185,7 @@ class DeformableAttention(nn.Module):
             return FixedBias(self.relative_position_bias_table, (height, width), position[0, 0, ..., 0].numel())
         axes = self.query_axis(height, position), self.query_axis(width, position)
         if self.position_bias == 'table':
-            return TableBias(self.relative_position_bias_table, position, *axes)
+            return TableBias(self.relative_position_bias_table, position, *axes, even=True)
         hidden, _, out = self.bias_mlp
         return LogBias(hidden.weight, hidden.bias, out.weight, position, *axes)
 

@@ -1,0 +1,234 @@
+"""Deformable attention with a bias table, tile by tile.
+
+Each tile of queries meets the keys block by block; the scores of a block stay in the cache, and the
+softmax is taken on the way (with the true maximum so far, rescaling what came before when it grows).
+The backward pass computes the scores again from the inputs and the log-sum-exp that the forward pass
+keeps, so nothing of size queries x keys is ever whole.
+
+Scores are laid out keys x queries: the output of a tile comes out by channels, and the table's bias
+as one small matrix product per key. Letters in shapes as in ``table_patches.py``; d channels of a head.
+"""
+import math
+from typing import Iterator, List, NamedTuple, Optional, Tuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from ..implementation import no_autocast
+from ..position_bias import TableBias
+from .table_patches import TablePatches
+
+#: Queries of a tile if not all keys fit beside it.
+TILE = 1024
+
+
+class Plan(NamedTuple):
+    """How the work is cut: images and groups at a time, rows and columns of a tile, keys of a block."""
+    images: int
+    groups: int
+    rows: int
+    cols: int
+    keys: int
+
+
+def make_plan(batch: int, groups: int, height: int, width: int, keys: int, scores: int) -> Plan:
+    """Cut the work evenly so that about ``scores`` scores are held at a time."""
+    queries = min(max(scores // keys, TILE), height * width)
+    cols = _even(width, math.isqrt(queries))
+    rows = _even(height, queries // cols)
+    cols = _even(width, queries // rows)
+    block = _even(keys, scores // (rows * cols))
+    lanes = max(scores // (rows * cols * block), 1)
+    return Plan(min(max(lanes // groups, 1), batch), min(lanes, groups), rows, cols, block)
+
+
+def _even(size: int, most: int) -> int:
+    """The length of equal parts of at most ``most``."""
+    count = -(-size // max(most, 1))
+    return -(-size // count)
+
+
+def _parts(size: int, length: int) -> Iterator[slice]:
+    for start in range(0, size, length):
+        yield slice(start, min(start + length, size))
+
+
+def compute_dtype(query: Tensor, position: Tensor) -> torch.dtype:
+    return torch.promote_types(query.dtype, position.dtype)
+
+
+class _Work:
+    """The inputs in the layouts that forward and backward need, and how they are cut."""
+
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, bias: TableBias, num_heads: int, scores: int):
+        self.batch, self.groups = bias.position.shape[:2]
+        self.height, self.width = query.shape[2:]
+        self.heads = num_heads // self.groups
+        self.channels = query.shape[1] // num_heads
+        self.scale = self.channels**-0.5
+        self.num_keys = key.shape[2] * key.shape[3]
+        # Scores, bias and sums are held in this precision; products run in that of the query.
+        self.dtype = compute_dtype(query, bias.position)
+        self.plan = make_plan(self.batch, self.groups, self.height, self.width, self.num_keys, scores)
+        self.table = TablePatches(bias, self.plan.rows, self.plan.cols, self.dtype)
+        self.query = self.split(query)
+        self.key, self.value = self.by_key(key), self.by_key(value)
+
+    def split(self, x: Tensor) -> Tensor:
+        """A view ``(heads / G, B, G, H, W, d)`` of a map ``(B, C, H, W)``."""
+        return x.unflatten(1, (self.groups, self.heads, self.channels)).permute(2, 0, 1, 4, 5, 3)
+
+    def by_key(self, x: Tensor) -> Tensor:
+        """A map ``(B, C, Hk, Wk)`` as ``(heads / G, lanes, N, d)``."""
+        return self.split(x).flatten(3, 4).flatten(1, 2).contiguous()
+
+    def from_keys(self, x: Tensor, like: Tensor) -> Tensor:
+        """The reverse of :meth:`by_key`."""
+        out = torch.empty_like(like)
+        self.split(out).copy_(x.view(self.heads, self.batch, self.groups, *like.shape[2:], self.channels))
+        return out
+
+    def tiles(self) -> Iterator[Tuple[Tuple[slice, ...], slice]]:
+        """Places of tiles in views of maps (images, groups, rows, columns), and their lanes."""
+        plan = self.plan
+        for images in _parts(self.batch, plan.images):
+            for groups in _parts(self.groups, plan.groups):
+                # Several images at a time only with all their groups, so that lanes follow each other.
+                first = images.start * self.groups + groups.start
+                lanes = slice(first, first + (images.stop - images.start) * (groups.stop - groups.start))
+                for cols in _parts(self.width, plan.cols):
+                    for rows in _parts(self.height, plan.rows):
+                        yield (images, groups, rows, cols), lanes
+
+    def keys(self) -> Iterator[slice]:
+        return _parts(self.num_keys, self.plan.keys)
+
+    def queries(self, tile: Tuple[slice, ...], lanes: slice) -> List[Tensor]:
+        """Scaled queries of a tile, of each head ``(L, R * C, d)``."""
+        return [self.take(view, tile, lanes) * self.scale for view in self.query]
+
+    def take(self, view: Tensor, tile: Tuple[slice, ...], lanes: slice) -> Tensor:
+        return view[tile].reshape(lanes.stop - lanes.start, -1, view.shape[-1])
+
+    def scores(self, head: int, query: Tensor, key: Tensor, block) -> Tensor:
+        """``(L, n, R * C)``."""
+        scores = block.bias(head).view(*key.shape[:2], -1)
+        return add_product(scores, key, query.transpose(1, 2))
+
+
+def add_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """``out += a @ b``, the product in the precision of its factors."""
+    if a.dtype == out.dtype:
+        return out.baddbmm_(a, b)
+    return out.add_(torch.bmm(a, b))
+
+
+def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, position: Tensor, query_y: Tensor,
+            query_x: Tensor, even: bool, num_heads: int, scores: int) -> Tuple[Tensor, Tensor]:
+    """See :func:`mmdat.ops.deformable_attention` and :class:`mmdat.ops.TableBias`.
+
+    Args:
+        scores: How many scores are held at a time.
+
+    Returns:
+        The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(heads / G, B, G, H, W, 1)``.
+    """
+    with no_autocast(query.device):
+        bias = TableBias(table, position, query_y, query_x, even)
+        return _forward(_Work(query, key, value, bias, num_heads, scores), query)
+
+
+def _forward(work: _Work, query: Tensor) -> Tuple[Tensor, Tensor]:
+    out = torch.empty_like(query)
+    out_view = work.split(out)
+    lse = torch.empty(*out_view.shape[:-1], 1, dtype=work.dtype, device=query.device)
+    for tile, lanes in work.tiles():
+        queries = work.queries(tile, lanes)
+        states: List[Optional[Tuple[Tensor, ...]]] = [None] * work.heads
+        for keys in work.keys():
+            block = work.table.block(lanes, *tile[2:], keys)
+            for head in range(work.heads):
+                s = work.scores(head, queries[head], work.key[head, lanes, keys], block)
+                states[head] = _softmax_step(states[head], s, work.value[head, lanes, keys])
+        for head, (top, total, acc) in enumerate(states):
+            shape = out_view[head][tile].shape
+            out_view[head][tile] = acc.div_(total).transpose(1, 2).reshape(shape)
+            lse[head][tile] = total.log_().add_(top).view(*shape[:-1], 1)
+    return out, lse
+
+
+def _softmax_step(state, scores: Tensor, value: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    """Add a block of keys to (maximum, sum of exponentials, weighted sum of values); overwrites the scores."""
+    top = scores.amax(1, keepdim=True)
+    if state is None:
+        total = torch.zeros_like(top)
+        acc = scores.new_zeros(len(scores), value.shape[2], scores.shape[2])
+    else:
+        before, total, acc = state
+        top = torch.maximum(top, before)
+        shrink = before.sub_(top).exp_()
+        total.mul_(shrink)
+        acc.mul_(shrink)
+    p = scores.sub_(top).exp_()
+    total.add_(p.sum(1, keepdim=True))
+    add_product(acc, value.transpose(1, 2), p.to(value.dtype))
+    return top, total, acc
+
+
+def backward(grad: Tensor, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor,
+             position: Tensor, query_y: Tensor, query_x: Tensor, even: bool, num_heads: int, scores: int,
+             needs: List[bool]) -> List[Optional[Tensor]]:
+    """Gradients of query, key, value, table and position, those that ``needs`` names; see :func:`forward`."""
+    with no_autocast(query.device):
+        bias = TableBias(table, position, query_y, query_x, even)
+        work = _Work(query, key, value, bias, num_heads, scores)
+        return _backward(work, grad, out, lse, query, key, value, bias, needs)
+
+
+def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor,
+              bias: TableBias, needs: List[bool]) -> List[Optional[Tensor]]:
+    needs_query, needs_key, needs_value, needs_bias = needs[0], needs[1], needs[2], needs[3] or needs[4]
+    out_view, grad_view = work.split(out), work.split(grad)
+    grad_query = torch.empty_like(query) if needs_query else None
+    grad_query_view = work.split(grad_query) if needs_query else None
+    grad_key = torch.zeros_like(work.key, dtype=work.dtype) if needs_key else None
+    grad_value = torch.zeros_like(work.value, dtype=work.dtype) if needs_value else None
+    grad_table = torch.zeros_like(work.table.table) if needs_bias else None
+    grad_position = torch.zeros_like(work.table.position) if needs_bias else None
+    for tile, lanes in work.tiles():
+        queries = work.queries(tile, lanes)
+        grads = [work.take(view, tile, lanes) for view in grad_view]
+        outs = [work.take(view, tile, lanes) for view in out_view]
+        logs = [work.take(view, tile, lanes).transpose(1, 2) for view in lse]
+        deltas = [(g * o).sum(-1, dtype=work.dtype)[:, None] for g, o in zip(grads, outs)]
+        grad_queries = [torch.zeros_like(q.transpose(1, 2), dtype=work.dtype) for q in queries] if needs_query else None
+        for keys in work.keys():
+            block = work.table.block(lanes, *tile[2:], keys)
+            for head in range(work.heads):
+                q, k, v = queries[head], work.key[head, lanes, keys], work.value[head, lanes, keys]
+                p = work.scores(head, q, k, block).sub_(logs[head]).exp_()
+                if needs_value:
+                    add_product(grad_value[head, lanes, keys], p.to(v.dtype), grads[head])
+                if not (needs_query or needs_key or needs_bias):
+                    continue
+                ds = torch.bmm(v, grads[head].transpose(1, 2)).to(work.dtype).sub_(deltas[head]).mul_(p)
+                if needs_bias:
+                    grad_position[lanes, keys] += block.backward(head, ds.view(-1, *block.tile), grad_table).view(
+                        *ds.shape[:2], 2)
+                ds = ds.to(q.dtype)
+                if needs_query:
+                    add_product(grad_queries[head], k.transpose(1, 2), ds)
+                if needs_key:
+                    add_product(grad_key[head, lanes, keys], ds, q)
+        if needs_query:
+            for view, g in zip(grad_query_view, grad_queries):
+                view[tile] = g.mul_(work.scale).transpose(1, 2).reshape(view[tile].shape)
+    return [
+        grad_query,
+        work.from_keys(grad_key, key) if needs_key else None,
+        work.from_keys(grad_value, value) if needs_value else None,
+        work.table.table_grad(grad_table).to(bias.table.dtype) if needs_bias else None,
+        work.table.position_grad(grad_position).view(bias.position.shape).to(bias.position.dtype)
+        if needs_bias else None,
+    ]

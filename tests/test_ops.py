@@ -1,0 +1,282 @@
+"""The fast forms of the operators against their specifications."""
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from mmdat.ops import (FixedBias, LogBias, TableBias, deform_sample, deformable_attention, neighborhood_attention)
+
+DOUBLE = torch.float64
+
+
+def channels_last(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def sliced(x):
+    """The same values as a part of a larger map."""
+    return F.pad(x, (1, 2, 2, 1, 1, 3))[:, 1:-3, 2:-1, 1:-2]
+
+
+def assert_equal(fast, naive, tolerance):
+    """Equal, up to the tolerance times the largest value."""
+    assert len(fast) == len(naive)
+    for a, b in zip(fast, naive):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert torch.isfinite(a).all()
+        assert (a - b).abs().max() <= tolerance * max(b.abs().max().item(), 1e-3)
+
+
+def run(function, inputs, needs=None):
+    """The output, and the gradients of those inputs that need one."""
+    inputs = [x.detach().requires_grad_(need) for x, need in zip(inputs, needs or [True] * len(inputs))]
+    out = function(*inputs)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    inputs = [x for x in inputs if x.requires_grad]
+    return [out.detach(), *torch.autograd.grad(out, inputs, weight.to(out.dtype))]
+
+
+def axis(size, dtype=DOUBLE):
+    return (torch.arange(size, dtype=dtype) + 0.5) / size * 2 - 1
+
+
+def attention_inputs(batch, heads, groups, size, key_size, table_size, dtype=DOUBLE, dim=4, spread=1.3):
+    """Query, key, value, table and positions, some of them outside the map."""
+    maps = [torch.randn(batch, heads * dim, *s, dtype=dtype) for s in (size, key_size, key_size)]
+    position = (torch.rand(batch, groups, *key_size, 2, dtype=dtype) * 2 - 1) * spread
+    return [*maps, torch.randn(heads, *table_size, dtype=dtype), position]
+
+
+def table_attention(heads, even=True, **kwargs):
+
+    def attend(query, key, value, table, position):
+        axes = [axis(n, position.dtype).to(query.device) for n in query.shape[2:]]
+        return deformable_attention(query, key, value, heads, TableBias(table, position, *axes, even=even), **kwargs)
+
+    return attend
+
+
+# batch, heads, groups, queries, keys, table, bytes of scores at a time
+TABLE_CASES = [
+    (1, 2, 1, (6, 7), (6, 7), (13, 13), 2**20),
+    (2, 4, 2, (9, 13), (5, 6), (13, 27), 2**20),
+    (2, 4, 2, (9, 13), (5, 6), (13, 27), 700),
+    (3, 6, 3, (5, 4), (7, 3), (5, 31), 4000),
+    (1, 2, 2, (70, 41), (4, 5), (27, 27), 2**16),
+    (2, 1, 1, (1, 1), (1, 1), (1, 1), 2**20),
+    (1, 2, 1, (1, 9), (3, 1), (1, 9), 100),
+    (1, 3, 3, (2, 37), (3, 2), (4, 111), 1),
+]
+
+
+@pytest.mark.parametrize('even', [True, False])
+@pytest.mark.parametrize('batch, heads, groups, size, key_size, table_size, chunk_bytes', TABLE_CASES)
+def test_deformable_attention_with_table(batch, heads, groups, size, key_size, table_size, chunk_bytes, even):
+    inputs = attention_inputs(batch, heads, groups, size, key_size, table_size)
+    fast = run(table_attention(heads, even, chunk_bytes=chunk_bytes), inputs)
+    naive = run(table_attention(heads, impl='naive'), inputs)
+    assert_equal(fast, naive, 1e-10)
+
+
+@pytest.mark.parametrize('layout', [channels_last, sliced])
+def test_deformable_attention_of_maps_in_any_layout(layout):
+    inputs = attention_inputs(2, 4, 2, (9, 13), (5, 6), (13, 27))
+    inputs = [layout(x) for x in inputs[:3]] + inputs[3:]
+    assert_equal(run(table_attention(4), inputs), run(table_attention(4, impl='naive'), inputs), 1e-10)
+
+
+def test_deformable_attention_of_random_sizes():
+    generator = torch.Generator().manual_seed(3)
+    draw = lambda low, high: int(torch.randint(low, high, (), generator=generator))  # noqa: E731
+    for _ in range(12):
+        groups, per_group = draw(1, 4), draw(1, 4)
+        sizes = [(draw(1, 40), draw(1, 40)), (draw(1, 9), draw(1, 9)), (draw(1, 40), draw(1, 40))]
+        inputs = attention_inputs(draw(1, 4), groups * per_group, groups, *sizes, dim=draw(1, 6), spread=3)
+        heads = groups * per_group
+        fast = run(table_attention(heads, chunk_bytes=draw(1, 200000)), inputs)
+        assert_equal(fast, run(table_attention(heads, impl='naive'), inputs), 1e-10)
+
+
+def test_deformable_attention_in_single_precision():
+    inputs = attention_inputs(2, 4, 2, (33, 41), (16, 20), (27, 27), torch.float32, dim=16)
+    assert_equal(run(table_attention(4), inputs), run(table_attention(4, impl='naive'), inputs), 1e-5)
+
+
+def test_deformable_attention_with_large_scores():
+    """The true maximum is subtracted: neither overflow nor vanishing sums."""
+    inputs = attention_inputs(1, 2, 1, (5, 6), (9, 9), (9, 9))
+    inputs[0] = inputs[0] * 1000
+    fast = run(table_attention(2, chunk_bytes=2000), inputs)
+    assert_equal(fast, run(table_attention(2, impl='naive'), inputs), 1e-10)
+
+
+@pytest.mark.parametrize('needs', [(1, 0, 0, 0, 0), (0, 1, 0, 0, 0), (0, 0, 1, 0, 0), (0, 0, 0, 1, 0), (0, 0, 0, 0, 1),
+                                   (1, 1, 1, 0, 1)])  # yapf: disable
+def test_deformable_attention_when_some_gradients_are_needed(needs):
+    needs = [bool(need) for need in needs]
+    inputs = attention_inputs(2, 4, 2, (4, 5), (3, 3), (7, 7))
+    assert_equal(run(table_attention(4), inputs, needs), run(table_attention(4, impl='naive'), inputs, needs), 1e-10)
+
+
+def test_deformable_attention_gradcheck():
+    inputs = [x.requires_grad_() for x in attention_inputs(2, 2, 1, (2, 3), (2, 2), (5, 7), dim=2)]
+    assert torch.autograd.gradcheck(table_attention(2, chunk_bytes=100), inputs)
+
+
+def test_neighborhood_attention_gradcheck():
+    inputs = [torch.randn(1, 2, 3, 9, dtype=DOUBLE, requires_grad=True) for _ in range(3)]
+    table = torch.randn(2, 5, 5, dtype=DOUBLE, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda *args: neighborhood_attention(*args, 2, 3), [*inputs, table])
+
+
+@pytest.mark.parametrize('chunk_bytes', [1, 10000, 2**20])
+@pytest.mark.parametrize('size', [(7, 7), (8, 14), (13, 30), (15, 16), (41, 23)])
+@pytest.mark.parametrize('kernel_size', [1, 3, 7])
+def test_neighborhood_attention(size, kernel_size, chunk_bytes):
+    inputs = [channels_last(torch.randn(2, 6, *size, dtype=DOUBLE)) for _ in range(3)]
+    inputs.append(torch.randn(2, 2 * kernel_size - 1, 2 * kernel_size - 1, dtype=DOUBLE))
+    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, kernel_size, **kwargs)  # noqa: E731
+    fast, naive = run(attend(chunk_bytes=chunk_bytes), inputs), run(attend(impl='naive'), inputs)
+    assert_equal(fast, naive, 1e-10)
+
+
+def test_neighborhood_attention_with_a_large_kernel_in_any_layout():
+    inputs = [sliced(torch.randn(1, 6, 41, 23, dtype=DOUBLE)) for _ in range(3)]
+    inputs.append(torch.randn(3, 25, 25, dtype=DOUBLE))
+    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 3, 13, **kwargs)  # noqa: E731
+    assert_equal(run(attend(), inputs), run(attend(impl='naive'), inputs), 1e-10)
+
+
+def test_neighborhood_attention_in_single_precision():
+    inputs = [torch.randn(2, 32, 30, 41) for _ in range(3)] + [torch.randn(2, 13, 13)]
+    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, 7, **kwargs)  # noqa: E731
+    assert_equal(run(attend(), inputs), run(attend(impl='naive'), inputs), 1e-5)
+
+
+def test_neighborhood_attention_when_some_gradients_are_needed():
+    inputs = [torch.randn(2, 4, 9, 10, dtype=DOUBLE) for _ in range(3)] + [torch.randn(2, 5, 5, dtype=DOUBLE)]
+    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, 3, **kwargs)  # noqa: E731
+    for i in range(4):
+        needs = [i == j for j in range(4)]
+        assert_equal(run(attend(), inputs, needs), run(attend(impl='naive'), inputs, needs), 1e-10)
+
+
+def other_bias(kind, heads, groups, size, key_size, dtype=DOUBLE):
+    if kind == 'none':
+        return None
+    if kind == 'fixed':
+        table = torch.randn(heads, 12, 6, dtype=dtype, requires_grad=True)
+        return FixedBias(table, size, key_size[0] * key_size[1])
+    weights = [torch.randn(*shape, dtype=dtype, requires_grad=True) for shape in ((8, 2), (8, ), (heads // groups, 8))]
+    position = torch.rand(2, groups, *key_size, 2, dtype=dtype, requires_grad=True)
+    return LogBias(*weights, position, axis(size[0], dtype), axis(size[1], dtype))
+
+
+@pytest.mark.parametrize('kind', ['log', 'fixed', 'none'])
+def test_deformable_attention_with_other_biases(kind):
+    inputs = attention_inputs(2, 4, 2, (7, 5), (3, 4), (1, 1))[:3]
+    bias = other_bias(kind, 4, 2, (7, 5), (3, 4))
+    parts = [x for x in bias or () if isinstance(x, torch.Tensor) and x.requires_grad]
+
+    def attend(impl):
+        return lambda query, key, value, *_: deformable_attention(
+            query, key, value, 4, bias, impl=impl, chunk_bytes=3000)
+
+    results = []
+    for impl in ('fast', 'naive'):
+        leaves = [x.detach().requires_grad_() for x in inputs]
+        out = attend(impl)(*leaves)
+        results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [*leaves, *parts])])
+    assert_equal(*results, 1e-10)
+
+
+def test_fixed_bias_rows_are_those_of_the_resized_table():
+    bias = FixedBias(torch.randn(2, 12, 6, dtype=DOUBLE), (7, 5), 9)
+    whole = F.interpolate(bias.table[None], size=(35, 9), mode='bilinear', align_corners=True)
+    torch.testing.assert_close(bias.rows(2, 5), whole[:, :, 10:25], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize('kind', ['table', 'fixed', 'none'])
+def test_attention_dropout_is_the_same_in_the_backward_pass(kind):
+    """The output is linear in the value: with one mask, gradient times value is the output."""
+    inputs = attention_inputs(2, 4, 2, (7, 5), (3, 4), (13, 13))
+    value = inputs[2].requires_grad_()
+    if kind == 'table':
+        bias = TableBias(inputs[3], inputs[4], axis(7), axis(5))
+    else:
+        bias = other_bias(kind, 4, 2, (7, 5), (3, 4))
+    out = deformable_attention(*inputs[:3], 4, bias, dropout=0.5, chunk_bytes=3000)
+    assert not torch.allclose(out, deformable_attention(*inputs[:3], 4, bias))
+    grad, = torch.autograd.grad(out.sum(), value)
+    torch.testing.assert_close((grad * value).sum(), out.sum())
+
+
+def test_neighborhood_attention_drops():
+    inputs = [torch.randn(1, 4, 9, 10) for _ in range(3)] + [torch.randn(2, 5, 5)]
+    kept = neighborhood_attention(*inputs, 2, 3)
+    dropped = torch.stack([neighborhood_attention(*inputs, 2, 3, dropout=0.3) for _ in range(300)])
+    assert (dropped[0] - kept).abs().max() > 0.1
+    assert (dropped.mean(0) - kept).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize('operator', ['deformable', 'neighborhood'])
+def test_checkpoint(operator):
+    if operator == 'deformable':
+        function, inputs = table_attention(4), attention_inputs(2, 4, 2, (4, 5), (3, 3), (7, 7))
+    else:
+        function = lambda *args: neighborhood_attention(*args, 2, 3)  # noqa: E731
+        inputs = [torch.randn(2, 4, 9, 10, dtype=DOUBLE) for _ in range(3)] + [torch.randn(2, 5, 5, dtype=DOUBLE)]
+    again = run(lambda *args: checkpoint(function, *args, use_reentrant=False), inputs)
+    assert_equal(again, run(function, inputs), 1e-12)
+
+
+@pytest.mark.parametrize('operator', ['deformable', 'neighborhood'])
+def test_second_derivative_is_refused(operator):
+    if operator == 'deformable':
+        function, inputs = table_attention(4), attention_inputs(2, 4, 2, (4, 5), (3, 3), (7, 7))
+    else:
+        function = lambda *args: neighborhood_attention(*args, 2, 3)  # noqa: E731
+        inputs = [torch.randn(2, 4, 9, 10) for _ in range(3)] + [torch.randn(2, 5, 5)]
+    inputs = [x.requires_grad_() for x in inputs]
+    grads = torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match='no second derivative.*naive'):
+        grads[1].sum().backward()
+
+
+def test_bfloat16_under_autocast():
+    """Products in half precision, the rest in float32: within 2% of the largest value, as bfloat16 has 8 bits."""
+    inputs = attention_inputs(2, 4, 2, (20, 21), (10, 11), (27, 27), torch.float32, dim=16)
+    half = [x.bfloat16() for x in inputs[:3]] + inputs[3:]
+    with torch.autocast('cpu', torch.bfloat16):
+        fast = run(table_attention(4), half)
+    naive = run(table_attention(4, impl='naive'), inputs)
+    assert [x.dtype for x in fast] == [torch.bfloat16] * 4 + [torch.float32] * 2
+    assert_equal([x.float() for x in fast], naive, 0.02)
+
+
+def test_neighborhood_attention_bfloat16_under_autocast():
+    inputs = [torch.randn(2, 32, 20, 21) for _ in range(3)] + [torch.randn(2, 13, 13)]
+    half = [x.bfloat16() for x in inputs[:3]] + inputs[3:]
+    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, 7, **kwargs)  # noqa: E731
+    with torch.autocast('cpu', torch.bfloat16):
+        fast = run(attend(), half)
+    assert [x.dtype for x in fast] == [torch.bfloat16] * 4 + [torch.float32]
+    assert_equal([x.float() for x in fast], run(attend(impl='naive'), inputs), 0.02)
+
+
+def test_unknown_implementation_and_budget_are_refused(monkeypatch):
+    inputs = attention_inputs(1, 2, 1, (3, 3), (2, 2), (5, 5))
+    with pytest.raises(ValueError, match="impl must be one of .*'quick'"):
+        table_attention(2, impl='quick')(*inputs)
+    monkeypatch.setenv('MMDAT_CHUNK_BYTES', '0')
+    with pytest.raises(ValueError, match='MMDAT_CHUNK_BYTES.*0'):
+        table_attention(2)(*inputs)
+
+
+@pytest.mark.parametrize('groups', [1, 3])
+def test_samplers_agree(groups):
+    """In values and gradients, also where positions leave the map."""
+    x = torch.randn(2, 6, 9, 11)
+    position = (torch.rand(2, groups, 5, 4, 2) * 2 - 1) * 1.4
+    results = [run(lambda x, p: deform_sample(x, p, sampler), [x, position]) for sampler in ('torch', 'mmcv')]
+    assert_equal(*results, 1e-6)
