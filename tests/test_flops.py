@@ -1,0 +1,62 @@
+"""tools/get_flops.py: against a count by hand, against what really runs, and against the papers."""
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn as nn
+
+from mmdat import DAT
+
+PATH = Path(__file__).parents[1] / 'tools/get_flops.py'
+spec = importlib.util.spec_from_file_location('get_flops', PATH)
+get_flops = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(get_flops)
+
+# The papers' tables: multiply-adds in units of 1e9, at 224x224.
+PUBLISHED = {'tiny': 4.6, 'small': 9.0, 'base': 15.8, 'tiny++': 4.3, 'small++': 9.4, 'base++': 16.6}
+
+
+@pytest.mark.parametrize('arch', sorted(PUBLISHED))
+def test_backbones_have_the_published_cost(arch):
+    with torch.device('meta'):
+        backbone = DAT(arch, out_indices=(3, ))
+    count = get_flops.backbone_operations(backbone, (224, 224))
+    assert sum(count.values()) / 1e9 == pytest.approx(PUBLISHED[arch], abs=0.1)
+
+
+@pytest.mark.parametrize('size', [(64, 96), (70, 93), (32, 224)])
+def test_layers_count_what_runs(nano, size):
+    """The convolutions and linear layers that a forward pass really calls, at sizes with and without padding."""
+    backbone = DAT(nano).eval()
+    total = 0
+
+    def count(module, inputs, out):
+        nonlocal total
+        pixels = out.numel() // out.shape[1]  # everything is NCHW
+        total += pixels * module.weight.numel()
+
+    for module in backbone.modules():
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        backbone(torch.zeros(1, 3, *size))
+    assert get_flops.backbone_operations(backbone, size)['layers'] == total
+
+
+def test_attention_by_hand():
+    arch = dict(generation='dat', dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), groups=(-1, -1, -1, 2),
+                stage_spec=('L', 'S', 'N', 'D'))  # yapf: disable
+    count = get_flops.backbone_operations(DAT(arch, window_size=3), (64, 64))
+    # Maps of 16, 8, 4 and 2 pixels a side. Windows of 3x3 pad 16 to 18 and 8 to 9; stage 4 has 4 queries and 4 keys.
+    assert count['products'] == 2 * (18**2 * 9 * 8 + 9**2 * 9 * 16 + 4**2 * 9 * 32 + 4 * 4 * 64)
+    # 4 multiply-adds for each of 64 channels at 4 points, and for each pair of query and key in each of 8 heads.
+    assert count['sampling'] == 4 * (4 * 64 + 4 * 4 * 8)
+
+
+def test_heads_are_counted():
+    """A classifier adds its linear layer, 768 x 1000, to the backbone."""
+    model = get_flops.load_model(str(PATH.parents[1] / 'configs/dat_t_300e_in1k.py'))
+    count = get_flops.model_operations(model, (64, 64))
+    assert count.pop('neck and heads') == 768 * 1000
+    assert count == get_flops.backbone_operations(model.backbone, (64, 64))
