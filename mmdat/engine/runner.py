@@ -172,7 +172,11 @@ def _distribute_on_cpu(cfg: Config) -> None:
         raise RunError(f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use --launcher pytorch '
                        f'(tools/dist_train.sh) on a CPU')
     torch.distributed.init_process_group('gloo')
-    cfg.setdefault('model_wrapper_cfg', dict(type='MMDistributedDataParallel', broadcast_buffers=False))
+    cfg.model_wrapper_cfg = dict(
+        type='MMDistributedDataParallel',
+        device_ids=None,
+        broadcast_buffers=False,
+        find_unused_parameters=cfg.get('find_unused_parameters', False))
     changed: List[str] = []
 
     def to_bn(name: Any) -> Any:
