@@ -111,7 +111,8 @@ def _mixer(mixer: nn.Module, size: Size, count: Dict[str, int]) -> None:
 def model_operations(model: nn.Module, size: Size) -> Dict[str, int]:
     """Multiply-adds of a whole model on one image: those of its backbone, and ``neck and heads``.
 
-    Neck and heads are run on random maps. Two-stage detectors get as many proposals as their test_cfg allows.
+    Neck and heads are run on random maps. Two-stage detectors get as many proposals and make as many masks as their
+    test_cfg allows.
     """
     count = backbone_operations(model.backbone, size)
     maps = _random_maps(model.backbone, size)
@@ -147,7 +148,17 @@ def _forward(model: nn.Module, size: Size) -> None:
     from mmdet.structures import DetDataSample
     sample = DetDataSample(metainfo=dict(
         img_id=0, img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+    roi_head = getattr(model, 'roi_head', None)
+    mask_head = getattr(roi_head, 'mask_head', None)
+    if mask_head is not None:
+        # Masks are made for detections only; in this mode mmdet makes some for proposals.
+        roi_head.mask_head = None
     model(image, [sample], mode='tensor')
+    if mask_head is not None:
+        roi_head.mask_head = mask_head
+        heads = mask_head if isinstance(mask_head, nn.ModuleList) else [mask_head]
+        for head in heads:
+            head(torch.zeros(roi_head.test_cfg.max_per_img, head.in_channels, *head.roi_feat_size))
 
 
 def load_model(path: str) -> nn.Module:
