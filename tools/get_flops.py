@@ -139,11 +139,11 @@ def _sampling_flops(input_shape: Sequence[int], grid_shape: Sequence[int], *args
 
 
 def _forward(model: nn.Module, size: Size) -> None:
-    """The toolboxes' forward pass without post-processing."""
+    """The toolboxes' forward pass in testing, as far as it multiplies."""
     image = torch.zeros(1, 3, *size)
     scope = type(model).__module__.split('.')[0]
     if scope != 'mmdet':
-        model(image, mode='tensor')
+        model(image, mode='predict' if scope == 'mmseg' else 'tensor')  # mmseg's Mask2Former has no tensor mode
         return
     from mmdet.structures import DetDataSample
     sample = DetDataSample(metainfo=dict(

@@ -142,6 +142,30 @@ class DAT(BaseModule):
             part.eval()
         return self
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+        """Depth of a parameter, for layer-wise learning-rate decay; called as mmpretrain's backbones are.
+
+        Args:
+            param_name: Its name in the whole model.
+            prefix: What the names of this backbone's parameters start with.
+
+        Returns:
+            The depth and the number of depths: 0 is the stem, then come the blocks one by one, each stage's last
+            together with the downsampling behind it, and at last the output norms and all that is not the backbone.
+        """
+        num_depths = sum(self.arch.depths) + 2
+        last = num_depths - 1
+        if not param_name.startswith(prefix):
+            return last, num_depths
+        part, *rest = param_name[len(prefix):].split('.')
+        if part == 'stem':
+            return 0, num_depths
+        if part == 'stages':  # stages.{stage}.blocks.{block}
+            return sum(self.arch.depths[:int(rest[0])]) + int(rest[2]) + 1, num_depths
+        if part == 'downsamples':
+            return sum(self.arch.depths[:int(rest[0]) + 1]), num_depths
+        return last, num_depths
+
     def _frozen_parts(self) -> List[nn.Module]:
         if self.frozen_stages < 0:
             return []
