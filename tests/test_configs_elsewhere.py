@@ -1,0 +1,50 @@
+"""The examples of docs/other_projects.md, run as they stand there."""
+import re
+from pathlib import Path
+
+import mmdet.utils
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, init_default_scope
+
+import mmdat.configs.backbones
+from mmdat import DAT
+
+TEXT = (Path(__file__).parents[1] / 'docs/other_projects.md').read_text()
+MMDET, PYTHON_STYLE, PLAIN = re.findall(r'```python\n(.*?)```', TEXT, re.S)
+
+
+@pytest.mark.parametrize('size', ['dat_t', 'dat_s', 'dat_b', 'datpp_t', 'datpp_s', 'datpp_b'])
+def test_importable_backbones_are_those_of_the_configs(size):
+    options = dict(getattr(mmdat.configs.backbones, size))
+    channels = getattr(mmdat.configs.backbones, f'{size}_channels')
+    text_style = Config.fromfile(Path(__file__).parents[1] / f'configs/_base_/backbones/{size}.py')
+    assert options == dict(type='mmdat.DAT', arch=text_style.arch)
+    assert channels == text_style.channels
+    with torch.device('meta'):
+        assert list(DAT(options['arch']).out_channels) == channels
+
+
+@pytest.mark.parametrize('example, out_channels', [(MMDET, (64, 128, 256, 512)), (PYTHON_STYLE, (128, 256, 512))])
+def test_config_of_another_project(example, out_channels, tmp_path):
+    path = tmp_path / 'example.py'
+    path.write_text(example)
+    config = Config.fromfile(path)
+    mmdet.utils.register_all_modules(init_default_scope=False)
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    assert isinstance(model.backbone, DAT) and model.backbone.out_channels == out_channels
+    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
+    spared = sum(p.numel() for group in optimizer.param_groups if group['weight_decay'] == 0 for p in group['params'])
+    assert spared > 0
+    with torch.no_grad():
+        assert len(model.extract_feat(torch.zeros(1, 3, 64, 64))) == 5
+
+
+def test_plain_loop(capsys):
+    namespace = {}
+    exec(PLAIN, namespace)
+    assert '(512,) (32,)' in capsys.readouterr().out
+    assert torch.isfinite(namespace['loss'])
