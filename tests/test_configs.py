@@ -2,12 +2,14 @@
 import copy
 import functools
 import importlib
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn as nn
+import yaml
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
@@ -19,6 +21,12 @@ from mmdat import DAT
 
 ROOT = Path(__file__).parents[1] / 'configs'
 CONFIGS = sorted(path.stem for path in ROOT.glob('*.py'))
+# What the metafiles say of each config.
+METADATA = {
+    model['Name']: model['Metadata']
+    for path in ROOT.glob('metafiles/*.yml')
+    for model in yaml.safe_load(path.read_text())['Models']
+}
 
 # The papers' counts, of models for 224x224 with 1000 classes.
 CLASSIFIER_PARAMETERS = {
@@ -91,6 +99,11 @@ DROP_PATH = {
     'mask2former_datpp_50e': (0.3, None, 0.3),
     'mask2former_datpp_160k': (0.3, None, 0.3),
 }
+
+
+spec = importlib.util.spec_from_file_location('get_flops', ROOT.parent / 'tools/get_flops.py')
+get_flops = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(get_flops)
 
 
 class Name:
@@ -200,6 +213,19 @@ def test_model_has_the_published_size(built):
         assert size == UNEXPLAINED_SIZES[str(name)] != published
     else:
         assert size == published
+
+
+def test_metafile_tells_size_cost_and_length(built):
+    metadata, model, loop = METADATA[str(built.name)], built.model, built.config.train_cfg
+    assert metadata['Parameters'] == parameters(model)
+    size = tuple(map(int, metadata['FLOPs Input Size'].split('x')))
+    cost = sum(get_flops.backbone_operations(model.backbone, size).values())
+    if built.name.head == 'classifier':
+        assert metadata['FLOPs'] == cost + model.head.fc.weight.numel()
+    else:
+        assert metadata['FLOPs'] > cost
+    assert metadata.get('Epochs') == loop.get('max_epochs')
+    assert metadata.get('Iterations') == loop.get('max_iters')
 
 
 def test_drop_path_rises_to_the_published_rate(built):

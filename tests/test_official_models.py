@@ -1,8 +1,8 @@
 """Whole detectors and segmentors of the official release load into the configs' models, with nothing left over.
 
-Their files hold {'state_dict': ...} as mmcv 1.x saved it: the backbone in the official layout below ``backbone.``, neck
-and heads with the keys of mmdet 2 and mmseg 0.x, which are written out here. Those did not change in mmdet 3 and mmseg 1,
-so there is no list of differences.
+Their files hold {'state_dict': ...} as mmcv 1.x saved it: the backbone in the official layout below ``backbone.``,
+neck and heads with the keys of mmdet 2 and mmseg 0.x, which are written out here. Those did not change in mmdet 3 and
+mmseg 1, so there is no list of differences.
 """
 import copy
 import importlib

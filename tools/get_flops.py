@@ -4,10 +4,10 @@
     python tools/get_flops.py configs/maskrcnn_dat_t_1x_coco.py --size 800 1280
     python tools/get_flops.py configs/maskrcnn_dat_t_1x_coco.py --backbone-only --size 800 1280
 
-One multiply-add is one operation, as in the papers' tables ("FLOPs" there). Counted are convolutions, linear layers, both
-products of every attention, and bilinear sampling with four multiply-adds per value: of the map, and of the
-position-bias table for each pair of query and key. Norms, activations, softmax and additions are not counted, as nowhere.
-Counters that hook modules see neither the products nor the sampling: hence smaller figures elsewhere.
+One multiply-add is one operation, as in the papers' tables ("FLOPs" there). Counted are convolutions, linear layers,
+both products of every attention, and bilinear sampling with four multiply-adds per value: of the map, and of the
+position-bias table for each pair of query and key. Norms, activations, softmax and additions are not counted, as is
+usual. Counters that hook modules see neither the products nor the sampling: hence smaller figures elsewhere.
 """
 import argparse
 import importlib
@@ -141,9 +141,11 @@ def _sampling_flops(input_shape: Sequence[int], grid_shape: Sequence[int], *args
 def _forward(model: nn.Module, size: Size) -> None:
     """The toolboxes' forward pass in testing, as far as it multiplies."""
     image = torch.zeros(1, 3, *size)
-    scope = type(model).__module__.split('.')[0]
-    if scope != 'mmdet':
-        model(image, mode='predict' if scope == 'mmseg' else 'tensor')  # mmseg's Mask2Former has no tensor mode
+    if _toolbox(model) == 'mmseg':
+        model.encode_decode(image, [dict(img_shape=size, ori_shape=size, pad_shape=size)])
+        return
+    if _toolbox(model) != 'mmdet':
+        model(image, mode='tensor')
         return
     from mmdet.structures import DetDataSample
     sample = DetDataSample(metainfo=dict(
@@ -159,6 +161,10 @@ def _forward(model: nn.Module, size: Size) -> None:
         heads = mask_head if isinstance(mask_head, nn.ModuleList) else [mask_head]
         for head in heads:
             head(torch.zeros(roi_head.test_cfg.max_per_img, head.in_channels, *head.roi_feat_size))
+
+
+def _toolbox(model: nn.Module) -> str:
+    return type(model).__module__.split('.')[0]
 
 
 def load_model(path: str) -> nn.Module:
