@@ -45,6 +45,8 @@ class DAT(BaseModule):
         with_cp: Recompute each block in the backward pass, to save memory.
         out_norm: Put a LayerNorm, ``norm{i}``, on each returned map.
         sampler: How D samples, ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
+        attn_impl: How D and N attend, ``'fast'`` or ``'naive'``: the same numbers, but the naive form needs
+            memory for all scores at once. It consists of ordinary PyTorch operations and can be differentiated twice.
         init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=...)`` takes official
             checkpoints as they are.
 
@@ -70,6 +72,7 @@ class DAT(BaseModule):
                  with_cp: bool = False,
                  out_norm: bool = True,
                  sampler: str = 'torch',
+                 attn_impl: str = 'fast',
                  init_cfg: Optional[dict] = None):
         super().__init__(init_cfg)
         arch = get_arch(arch)
@@ -101,8 +104,8 @@ class DAT(BaseModule):
         drop_paths = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         self.stages = nn.ModuleList()
         for i in range(NUM_STAGES):
-            mixers = _mixers(arch, i, [side // 4 // 2**i for side in img_size], window_size, sampler, drop_rate,
-                             attn_drop_rate)
+            mixers = _mixers(arch, i, [side // 4 // 2**i for side in img_size], window_size, sampler, attn_impl,
+                             drop_rate, attn_drop_rate)
             self.stages.append(
                 Stage([
                     Block(arch.dims[i], mixer, drop_paths.pop(0), drop_rate, conv, with_cp) for mixer in mixers
@@ -244,14 +247,14 @@ def _downsample(dim_in: int, dim_out: int, conv: bool) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(dim_in, dim_out, kernel, 2, padding, bias=False), LayerNorm2d(dim_out))
 
 
-def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampler: str, drop_rate: float,
-            attn_drop_rate: float) -> List[nn.Module]:
+def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampler: str, attn_impl: str,
+            drop_rate: float, attn_drop_rate: float) -> List[nn.Module]:
     """The mixers of the blocks of stage i, by the letters of its spec."""
     common = dict(dim=arch.dims[i], num_heads=arch.heads[i], attn_drop_rate=attn_drop_rate, proj_drop_rate=drop_rate)
     make = {
         'L': lambda: WindowAttention(window_size=window_size, **common),
         'S': lambda: ShiftedWindowAttention(window_size=window_size, **common),
-        'N': lambda: NeighborhoodAttention(kernel_size=window_size, **common),
+        'N': lambda: NeighborhoodAttention(kernel_size=window_size, impl=attn_impl, **common),
         'D': lambda: DeformableAttention(
             groups=arch.groups[i],
             map_size=map_size,
@@ -262,6 +265,7 @@ def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampl
             position_bias=arch.position_bias[i],
             use_offsets=arch.use_offsets[i],
             sampler=sampler,
+            impl=attn_impl,
             **common),
     }
     return [make[letter]() for letter in arch.stage_spec[i]]

@@ -1,11 +1,12 @@
 """Pure functions on tensors; no modules, no configuration."""
 from .deform_sample import SAMPLERS, deform_sample
 from .deformable_attention import deformable_attention
+from .implementation import IMPLEMENTATIONS, check_implementation
 from .neighborhood_attention import neighborhood_attention
 from .position_bias import FixedBias, LogBias, TableBias
 from .window_attention import window_attention
 
 __all__ = [
-    'SAMPLERS', 'FixedBias', 'LogBias', 'TableBias', 'deform_sample', 'deformable_attention', 'neighborhood_attention',
-    'window_attention'
+    'IMPLEMENTATIONS', 'SAMPLERS', 'FixedBias', 'LogBias', 'TableBias', 'check_implementation', 'deform_sample',
+    'deformable_attention', 'neighborhood_attention', 'window_attention'
 ]

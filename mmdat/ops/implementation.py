@@ -21,8 +21,9 @@ def no_autocast(device: torch.device) -> torch.autocast:
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile or torch.export is tracing (also with torch 2.1)."""
-    return torch._dynamo.is_compiling() or getattr(torch.compiler, 'is_compiling', lambda: False)()
+    """Whether torch.compile or torch.export is tracing."""
+    # torch 2.1 does not have the public function yet; importing torch._dynamo takes seconds.
+    return torch.compiler.is_compiling() if hasattr(torch.compiler, 'is_compiling') else torch._dynamo.is_compiling()
 
 
 class RefuseSecondDerivative(Function):

@@ -91,11 +91,15 @@ class FixedBias(NamedTuple):
 
     def rows(self, start: int, stop: int) -> Tensor:
         height, width = self.query_size
-        size = (height * width, self.num_keys)
-        table = self.table[None]
-        if table.shape[2:] != size:
-            table = F.interpolate(table, size=size, mode='bilinear', align_corners=True)
-        return table[:, :, start * width:stop * width]
+        if self.table.shape[1:] == (height * width, self.num_keys):
+            return self.table[None, :, start * width:stop * width]
+        # Bilinear interpolation is separable: first the rows that are asked for, then all columns.
+        step = (self.table.shape[1] - 1) / max(height * width - 1, 1)
+        row = torch.arange(start * width, stop * width, dtype=self.table.dtype, device=self.table.device) * step
+        first = row.floor().clamp(max=max(self.table.shape[1] - 2, 0))
+        below, above = [self.table.index_select(1, (first + i).long().clamp(max=self.table.shape[1] - 1)) for i in (0, 1)]
+        rows = torch.lerp(below, above, (row - first)[:, None])
+        return F.interpolate(rows, size=self.num_keys, mode='linear', align_corners=True)[None]
 
 
 PositionBias = Union[TableBias, LogBias, FixedBias]

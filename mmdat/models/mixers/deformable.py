@@ -7,7 +7,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdat.ops import SAMPLERS, FixedBias, LogBias, TableBias, deform_sample, deformable_attention
+from mmdat.ops import (SAMPLERS, FixedBias, LogBias, TableBias, check_implementation, deform_sample,
+                       deformable_attention)
 from mmdat.registry import MODELS
 
 from ..layers import LayerNorm2d, Linear2d, depthwise_conv
@@ -49,6 +50,7 @@ class DeformableAttention(nn.Module):
         sampler: ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
+        impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.deformable_attention`.
 
     Raises:
         ValueError: For values that do not go together, naming the field.
@@ -67,7 +69,8 @@ class DeformableAttention(nn.Module):
                  use_offsets: bool = True,
                  sampler: str = 'torch',
                  attn_drop_rate: float = 0.0,
-                 proj_drop_rate: float = 0.0):
+                 proj_drop_rate: float = 0.0,
+                 impl: str = 'fast'):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
@@ -79,6 +82,7 @@ class DeformableAttention(nn.Module):
             raise ValueError(f"convention must be 'dat' or 'dat++', got '{convention}'")
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {SAMPLERS}, got '{sampler}'")
+        check_implementation(impl)
         self.num_heads = num_heads
         self.groups = groups
         self.stride = stride
@@ -87,6 +91,7 @@ class DeformableAttention(nn.Module):
         self.position_bias = position_bias if use_offsets else 'none'
         self.sampler = sampler
         self.attn_drop_rate = attn_drop_rate
+        self.impl = impl
         self.on_sample = None
 
         self.proj_q = Linear2d(dim, dim)
@@ -126,7 +131,8 @@ class DeformableAttention(nn.Module):
             position = self.sampling_positions(query)
             sampled = deform_sample(x, position, self.sampler)
         out = deformable_attention(query, self.proj_k(sampled), self.proj_v(sampled), self.num_heads,
-                                   self._bias(query, position), self.attn_drop_rate if self.training else 0.0)
+                                   self._bias(query, position), self.attn_drop_rate if self.training else 0.0,
+                                   self.impl)
         if self.position_bias == 'dwconv':
             out = out + self.bias_conv(query)
         return self.proj_drop(self.proj_out(out))

@@ -4,7 +4,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdat.ops import neighborhood_attention
+from mmdat.ops import check_implementation, neighborhood_attention
 from mmdat.registry import MODELS
 
 from ..layers import Linear2d
@@ -22,9 +22,10 @@ class NeighborhoodAttention(nn.Module):
         kernel_size: Odd side of the neighbourhood in pixels of the map.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
+        impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.neighborhood_attention`.
 
     Raises:
-        ValueError: If ``kernel_size`` is even.
+        ValueError: If ``kernel_size`` is even or ``impl`` unknown.
     """
 
     def __init__(self,
@@ -32,14 +33,17 @@ class NeighborhoodAttention(nn.Module):
                  num_heads: int,
                  kernel_size: int = 7,
                  attn_drop_rate: float = 0.0,
-                 proj_drop_rate: float = 0.0):
+                 proj_drop_rate: float = 0.0,
+                 impl: str = 'fast'):
         super().__init__()
+        check_implementation(impl)
         if kernel_size % 2 == 0:
             raise ValueError(f'the neighbourhood needs an odd kernel_size (window_size of the backbone), '
                              f'got {kernel_size}')
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.attn_drop_rate = attn_drop_rate
+        self.impl = impl
         self.qkv = Linear2d(dim, 3 * dim)
         self.proj_out = Linear2d(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop_rate)
@@ -53,5 +57,5 @@ class NeighborhoodAttention(nn.Module):
         x = F.pad(x, (0, max(self.kernel_size - width, 0), 0, max(self.kernel_size - height, 0)))
         query, key, value = self.qkv(x).chunk(3, 1)
         x = neighborhood_attention(query, key, value, self.relative_position_bias_table, self.num_heads,
-                                   self.kernel_size, self.attn_drop_rate if self.training else 0.0)
+                                   self.kernel_size, self.attn_drop_rate if self.training else 0.0, self.impl)
         return self.proj_drop(self.proj_out(x[:, :, :height, :width]))
