@@ -25,11 +25,12 @@ def test_forward_and_backward_on_the_meta_device(arch, attn_impl):
 
 @pytest.mark.parametrize('training', [False, True])
 def test_compiled_backbone(nano, training):
-    """Without graph breaks, the same outputs and gradients."""
+    """Without graph breaks (those of torch 2.1 aside), the same outputs and gradients."""
     model = DAT(nano, img_size=64).eval()
     x = torch.randn(1, 3, 70, 96)
     torch._dynamo.reset()
-    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
+    recent = hasattr(torch.compiler, 'is_compiling')
+    compiled = torch.compile(model, backend='aot_eager', fullgraph=recent)
     with torch.set_grad_enabled(training):
         outs, expected = compiled(x), model(x)
     for out, other in zip(outs, expected):

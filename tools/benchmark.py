@@ -254,14 +254,14 @@ def network_map(channels: int, height: int, width: int, device: str):
 def backbone(variant: str, mode: str, size: Sequence[int], device: str) -> Tuple[Callable, List]:
     import torch
     model_name, _, option = variant.partition(' ')
-    with torch.device(device):
-        if model_name == 'Swin-T':
-            from mmdet.models import SwinTransformer
-            model = SwinTransformer(drop_path_rate=0.2)
-        else:
-            from mmdat import DAT
-            options = dict(with_cp=dict(with_cp=True), naive=dict(attn_impl='naive')).get(option, {})
-            model = DAT('tiny++' if '++' in model_name else 'tiny', drop_path_rate=0.2, **options)
+    if model_name == 'Swin-T':
+        from mmdet.models import SwinTransformer
+        model = SwinTransformer(drop_path_rate=0.2)
+    else:
+        from mmdat import DAT
+        options = dict(with_cp=dict(with_cp=True), naive=dict(attn_impl='naive')).get(option, {})
+        model = DAT('tiny++' if '++' in model_name else 'tiny', drop_path_rate=0.2, **options)
+    model = model.to(device)
     model.train(mode == 'training')
     if option == 'compiled':
         model = torch.compile(model)
