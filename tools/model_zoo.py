@@ -25,7 +25,8 @@ trained or tested the config with this project.
 stated size (height x width); the paper's figure, where it gives one, is behind the slash. The papers' figures at
 ImageNet sizes agree with ours to 0.1 G. Their figures for detectors come from counters that hook modules and miss
 products of attention: 253 G for RetinaNet DAT-T, where we count 285.8 G, 43.3 G of them products and sampling; which
-part of these theirs have is not known. The products grow with the square of the number of pixels in deformable attention.
+part of these theirs have is not known. The products grow with the square of the number of pixels in deformable
+attention.
 Two-stage detectors are counted with 1000 proposals
 and, for masks, 100 boxes. Of the published sizes of DAT's whole models all agree with ours but one, Semantic FPN DAT-B
 (91.35 M here, 92 M in the paper), for which we found no reason.
