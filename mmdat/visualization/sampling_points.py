@@ -81,7 +81,7 @@ def draw_sampling_points(image: np.ndarray,
                 width=0.0025, headwidth=4, alpha=0.7)
             axes.scatter(end[:, 1], end[:, 0], s=14, color=colour, edgecolors='black', linewidths=0.4,
                          label=f'group {group + 1}', zorder=3)
-        axes.scatter(start[:, 1], start[:, 0], s=12, c='white', marker='+', linewidths=0.8, label='reference')
+        axes.scatter(start[:, 1], start[:, 0], s=14, c='black', marker='+', linewidths=0.8, label='reference')
         axes.set_title(f'{rows} x {cols} points, {len(groups)} groups')
         # References of DAT++ lie up to a cell outside of the image.
         axes.set_xlim(min(-0.5, float(start[:, 1].min()) - 1), max(width - 0.5, float(start[:, 1].max()) + 1))
