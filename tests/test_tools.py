@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmpretrain.visualization import UniversalVisualizer
+from mmseg.visualization import SegLocalVisualizer
 
 from mmdat.datasets import make_shapes
 
@@ -41,6 +44,9 @@ def call(monkeypatch, tool, *args):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
+    # One per process, kept by name: the next run would write into the directory of the last.
+    for visualizer in (DetLocalVisualizer, SegLocalVisualizer, UniversalVisualizer):
+        visualizer._instance_dict.clear()
     module.main()
 
 
