@@ -10,6 +10,10 @@ bash tools/install.sh "$@"
 python=$(bash tools/install.sh "$@" --print-venv)/bin/python
 "$python" tools/make_shapes.py
 
+# The layers are small: a second thread gains little, and where other programs want the cores, threads that wait for
+# each other make training ten times slower.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
 report=
 for name in maskrcnn_datnano_shapes upernet_datnano_shapes; do
   config=configs/demo/$name.py work=work_dirs/demo/$name
