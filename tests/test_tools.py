@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmdet.visualization import DetLocalVisualizer
 from mmengine.config import Config
+from mmengine.visualization import Visualizer
 from mmpretrain.visualization import UniversalVisualizer
 from mmseg.visualization import SegLocalVisualizer
 
@@ -45,7 +46,7 @@ def call(monkeypatch, tool, *args):
     spec.loader.exec_module(module)
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
     # One per process, kept by name: the next run would write into the directory of the last.
-    for visualizer in (DetLocalVisualizer, SegLocalVisualizer, UniversalVisualizer):
+    for visualizer in (Visualizer, DetLocalVisualizer, SegLocalVisualizer, UniversalVisualizer):
         visualizer._instance_dict.clear()
     module.main()
 
