@@ -29,8 +29,8 @@ SPLITS = (('train', 'training', 0), ('val', 'validation', 1))
 STAMP = 'shapes.json'
 
 # A shape may hide an earlier one only so far that this part of it stays visible.
-MIN_VISIBLE = 0.5
-MIN_SHAPES, MAX_SHAPES = 2, 4
+MIN_VISIBLE = 0.4
+MIN_SHAPES, MAX_SHAPES = 2, 5
 
 
 class Scene(NamedTuple):
@@ -167,7 +167,7 @@ def _scene(rng: np.random.Generator, size: int) -> Scene:
         if len(labels) == wanted:
             break
         label = int(rng.integers(len(CLASSES)))
-        mask = _fill(_outline(rng, label, size, radius=(0.15, 0.27)), size)
+        mask = _fill(_outline(rng, label, size, radius=(0.12, 0.24)), size)
         remaining = [other & ~mask for other in masks]
         if any(rest.sum() < MIN_VISIBLE * area for rest, area in zip(remaining, areas)):
             continue
