@@ -147,6 +147,16 @@ def test_neighborhood_attention_with_a_large_kernel_in_any_layout():
     assert_equal(run(attend(), inputs), run(attend(impl='naive'), inputs), 1e-10)
 
 
+def test_neighborhood_attention_leaves_its_inputs_alone():
+    """Also where a tile is a view of the map: one head, one whole tile."""
+    inputs = [channels_last(torch.randn(1, 4, 8, 8, dtype=DOUBLE)) for _ in range(3)]
+    inputs.append(torch.randn(1, 5, 5, dtype=DOUBLE))
+    before = [x.clone() for x in inputs]
+    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 1, 3, **kwargs)  # noqa: E731
+    assert_equal(run(attend(), inputs), run(attend(impl='naive'), inputs), 1e-10)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before))
+
+
 def test_neighborhood_attention_in_single_precision():
     inputs = [torch.randn(2, 32, 30, 41) for _ in range(3)] + [torch.randn(2, 13, 13)]
     attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, 7, **kwargs)  # noqa: E731

@@ -1,6 +1,7 @@
 """The operators and backbones on the meta device, compiled and exported."""
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdat import DAT
 
@@ -21,6 +22,29 @@ def test_forward_and_backward_on_the_meta_device(arch, attn_impl):
     sum(out.sum() for out in outs).backward()
     assert x.grad.device.type == 'meta'
     assert all(p.grad is not None and p.grad.shape == p.shape for p in model.parameters())
+
+
+class CountCalls(TorchDispatchMode):
+    """Counts the operations that are dispatched."""
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize('arch', ['tiny', 'tiny++'])
+def test_few_calls_on_devices_where_each_is_a_launch(arch):
+    """With the budget of such devices, the fast form takes less than 1.5 times the calls of the naive one."""
+    calls = {}
+    for attn_impl in ('fast', 'naive'):
+        with torch.device('meta'):
+            model = DAT(arch, attn_impl=attn_impl).eval()
+            x = torch.randn(1, 3, 800, 1344)
+        with CountCalls() as counter, torch.no_grad():
+            model(x)
+        calls[attn_impl] = counter.count
+    assert calls['fast'] < 1.5 * calls['naive']
 
 
 @pytest.mark.parametrize('training', [False, True])

@@ -40,13 +40,17 @@ class TablePatches:
         self.padded = [size + 2 * margin for size, margin in zip(self.size, self.margins)]
         y, x = self.margins
         table = F.pad(bias.table.to(dtype), (x, x, y, y)).flatten(1)
-        self.table = table.unflatten(0, (self.groups, -1)).transpose(0, 1).contiguous()
+        entries = table.shape[1]
+        self.table = table.unflatten(0, (self.groups, -1)).transpose(0, 1).flatten(1)
+        self.table_of_head = self.table.unbind()
         self.axes = bias.query_y.to(dtype), bias.query_x.to(dtype)
         self.position = bias.position.to(dtype).flatten(2, 3).flatten(0, 1)
         self.steps = [torch.arange(taps, device=table.device) for taps in self.taps]
         self.offsets = (self.steps[0][:, None] * self.padded[1] + self.steps[1]).flatten()
-        lane = torch.arange(batch * self.groups, device=table.device)
-        self.lane_start = (lane % self.groups * table.shape[1])[:, None]
+        # Where the table of each lane's group has its corner, without the margin.
+        corner = y * self.padded[1] + x
+        group_start = torch.arange(corner, corner + self.groups * entries, entries, device=table.device)
+        self.lane_start = group_start.repeat(batch)[:, None]
 
     def block(self, lanes: slice, rows: slice, cols: slice, keys: slice) -> 'Block':
         """The patches for a tile of queries and some keys of some lanes."""
@@ -64,7 +68,7 @@ class TablePatches:
         if margin:
             first = coordinate.amin(-1).floor().clamp(-margin, size)
             coordinate = coordinate - first[..., None]
-            first = first.long() + margin
+            first = first.long()
         else:
             first = torch.zeros_like(key, dtype=torch.long)
         return first, coordinate.flatten(0, 1)[:, None] - self.steps[axis][:, None]
@@ -76,7 +80,7 @@ class TablePatches:
     def table_grad(self, padded_grad: Tensor) -> Tensor:
         """From the gradient of the padded table to that of the table."""
         (y, x), (rows, cols) = self.margins, self.size
-        grad = padded_grad.transpose(0, 1).reshape(-1, *self.padded)
+        grad = padded_grad.unflatten(1, (self.groups, -1)).transpose(0, 1).reshape(-1, *self.padded)
         return grad[:, y:y + rows, x:x + cols]
 
 
@@ -93,12 +97,13 @@ class Block:
     def __init__(self, whole: TablePatches, index: Tensor, y: Tensor, x: Tensor):
         self.whole, self.index, self.y, self.x = whole, index, y, x
         self.weight_y, self.weight_x = _hat(y), _hat(x)
+        self.weight_y_by_row = self.weight_y.transpose(1, 2)
         self.tile = y.shape[2], x.shape[2]
         self.with_slopes = None
 
     def bias(self, head: int) -> Tensor:
         """The bias of the head of each group, ``(L * n, R, C)``."""
-        return torch.bmm(torch.bmm(self.weight_y.transpose(1, 2), self._patch(head)), self.weight_x)
+        return torch.bmm(torch.bmm(self.weight_y_by_row, self._patch(head)), self.weight_x)
 
     def backward(self, head: int, grad: Tensor, table_grad: Tensor) -> Tensor:
         """Add to the gradient of the (padded) table.
@@ -118,12 +123,12 @@ class Block:
         y, x = self.with_slopes
         grad = torch.bmm(torch.bmm(y, grad), x.transpose(1, 2))
         patch_grad = grad[:, :rows, :cols]
-        table_grad[head].view(-1).index_add_(0, self.index, patch_grad.reshape(-1))
+        table_grad[head].index_add_(0, self.index, patch_grad.reshape(-1))
         patch = self._patch(head)
         return torch.stack([(patch * grad[:, rows:, :cols]).sum((1, 2)), (patch * grad[:, :rows, cols:]).sum((1, 2))], 1)
 
     def _patch(self, head: int) -> Tensor:
-        patch = self.whole.table[head].view(-1).index_select(0, self.index)
+        patch = self.whole.table_of_head[head].index_select(0, self.index)
         return patch.view(len(self.y), self.y.shape[1], self.x.shape[1])
 
 

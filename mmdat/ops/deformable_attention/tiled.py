@@ -72,8 +72,9 @@ class _Work:
         self.dtype = compute_dtype(query, bias.position)
         self.plan = make_plan(self.batch, self.groups, self.height, self.width, self.num_keys, scores)
         self.table = TablePatches(bias, self.plan.rows, self.plan.cols, self.dtype)
-        self.query = self.split(query)
-        self.key, self.value = self.by_key(key), self.by_key(value)
+        # By head of a group.
+        self.query = self.split(query).unbind()
+        self.key, self.value = self.by_key(key).unbind(), self.by_key(value).unbind()
 
     def split(self, x: Tensor) -> Tensor:
         """A view ``(heads / G, B, G, H, W, d)`` of a map ``(B, C, H, W)``."""
@@ -141,39 +142,38 @@ def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, position: 
 
 def _forward(work: _Work, query: Tensor) -> Tuple[Tensor, Tensor]:
     out = torch.empty_like(query)
-    out_view = work.split(out)
-    lse = torch.empty(*out_view.shape[:-1], 1, dtype=work.dtype, device=query.device)
+    out_views = work.split(out).unbind()
+    lse = torch.empty(work.heads, *out_views[0].shape[:-1], 1, dtype=work.dtype, device=query.device)
+    lse_views = lse.unbind()
     for tile, lanes in work.tiles():
         queries = work.queries(tile, lanes)
         states: List[Optional[Tuple[Tensor, ...]]] = [None] * work.heads
         for keys in work.keys():
             block = work.table.block(lanes, *tile[2:], keys)
             for head in range(work.heads):
-                s = work.scores(head, queries[head], work.key[head, lanes, keys], block)
-                states[head] = _softmax_step(states[head], s, work.value[head, lanes, keys])
+                s = work.scores(head, queries[head], work.key[head][lanes, keys], block)
+                states[head] = _softmax_step(states[head], s, work.value[head][lanes, keys])
         for head, (top, total, acc) in enumerate(states):
-            shape = out_view[head][tile].shape
-            out_view[head][tile] = acc.div_(total).transpose(1, 2).reshape(shape)
-            lse[head][tile] = total.log_().add_(top).view(*shape[:-1], 1)
+            for view, values in ((out_views[head], acc.div_(total)), (lse_views[head], total.log_().add_(top))):
+                place = view[tile]
+                place.copy_(values.transpose(1, 2).view(place.shape))
     return out, lse
 
 
 def _softmax_step(state, scores: Tensor, value: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
     """Add a block of keys to (maximum, sum of exponentials, weighted sum of values); overwrites the scores."""
     top = scores.amax(1, keepdim=True)
-    if state is None:
-        total = torch.zeros_like(top)
-        acc = scores.new_zeros(len(scores), value.shape[2], scores.shape[2])
-    else:
-        before, total, acc = state
-        top = torch.maximum(top, before)
-        shrink = before.sub_(top).exp_()
-        total.mul_(shrink)
-        acc.mul_(shrink)
+    if state is not None:
+        top = torch.maximum(top, state[0])
     p = scores.sub_(top).exp_()
-    total.add_(p.sum(1, keepdim=True))
-    add_product(acc, value.transpose(1, 2), p.to(value.dtype))
-    return top, total, acc
+    total, value = p.sum(1, keepdim=True), value.transpose(1, 2)
+    if state is None:
+        return top, total, torch.bmm(value, p.to(value.dtype)).to(p.dtype)
+    before, previous, acc = state
+    shrink = before.sub_(top).exp_()
+    acc.mul_(shrink)
+    add_product(acc, value, p.to(value.dtype))
+    return top, total.add_(previous.mul_(shrink)), acc
 
 
 def backward(grad: Tensor, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor,
@@ -192,8 +192,9 @@ def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor
     out_view, grad_view = work.split(out), work.split(grad)
     grad_query = torch.empty_like(query) if needs_query else None
     grad_query_view = work.split(grad_query) if needs_query else None
-    grad_key = torch.zeros_like(work.key, dtype=work.dtype) if needs_key else None
-    grad_value = torch.zeros_like(work.value, dtype=work.dtype) if needs_value else None
+    shape = work.heads, *work.key[0].shape
+    grad_key = key.new_zeros(shape, dtype=work.dtype) if needs_key else None
+    grad_value = value.new_zeros(shape, dtype=work.dtype) if needs_value else None
     grad_table = torch.zeros_like(work.table.table) if needs_bias else None
     grad_position = torch.zeros_like(work.table.position) if needs_bias else None
     for tile, lanes in work.tiles():
@@ -206,7 +207,7 @@ def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor
         for keys in work.keys():
             block = work.table.block(lanes, *tile[2:], keys)
             for head in range(work.heads):
-                q, k, v = queries[head], work.key[head, lanes, keys], work.value[head, lanes, keys]
+                q, k, v = queries[head], work.key[head][lanes, keys], work.value[head][lanes, keys]
                 p = work.scores(head, q, k, block).sub_(logs[head]).exp_()
                 if needs_value:
                     add_product(grad_value[head, lanes, keys], p.to(v.dtype), grads[head])

@@ -4,161 +4,181 @@ The queries of a tile of 8x8 pixels see, with a kernel of 7, some of a window of
 all its queries to all these keys are one dense matrix product; those to keys that a query does not see are masked.
 The backward pass computes the scores again, so that nothing is kept but inputs and output.
 
-Letters in shapes: r and c rows and columns of tiles, Q queries of a tile, K keys of its window, d channels of a head.
+Letters in shapes: r and c rows and columns of tiles, T = B * r * c * heads, Q queries of a tile, K keys of its window,
+d channels of a head.
 """
 from typing import Iterator, List, Optional, Tuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..implementation import no_autocast
-from .tiles import TILE, Run, runs, split
+from .tiles import TILE, cut
+
+#: Some rows and columns of tiles.
+Tiles = Tuple[slice, slice]
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int, kernel_size: int,
             scores: int) -> Tensor:
     """See :func:`mmdat.ops.neighborhood_attention`; about ``scores`` scores are held at a time."""
     with no_autocast(query.device):
-        out = torch.empty_like(query)
-        for bias, chunks in _work(query, table, num_heads, kernel_size, scores):
-            for chunk in chunks:
-                p = _attention(chunk.queries(query), chunk.windows(key), bias.values)
-                chunk.write(out, p.to(value.dtype) @ chunk.windows(value))
-        return out
+        work = _Work(query, table, num_heads, kernel_size)
+        q, k, v = work.pad_queries(query), work.pad_keys(key), work.pad_keys(value)
+        out = torch.empty_like(q)
+        for tiles in work.chunks(scores):
+            p = work.attention(tiles, work.queries(tiles, q), work.windows(tiles, k))
+            work.write(tiles, out, torch.bmm(p.to(v.dtype), work.windows(tiles, v)))
+        return work.crop(out, query, 0)
 
 
 def backward(grad: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int,
              kernel_size: int, scores: int, needs: List[bool]) -> List[Optional[Tensor]]:
     """Gradients of query, key, value and table, those that ``needs`` names."""
     with no_autocast(query.device):
-        inputs = query, key, value, table
-        grads = [torch.zeros_like(x) if need else None for x, need in zip(inputs, needs)]
-        for bias, chunks in _work(query, table, num_heads, kernel_size, scores):
-            bias_grad = torch.zeros_like(bias.values) if needs[3] else None
-            for chunk in chunks:
-                _chunk_backward(chunk, bias, grad, out, query, key, value, grads, bias_grad)
-            if needs[3]:
-                bias.add_table_grad(grads[3], bias_grad)
-        return grads
+        work = _Work(query, table, num_heads, kernel_size)
+        padded = [work.pad_queries(query), work.pad_keys(key), work.pad_keys(value)]
+        grads = [torch.zeros_like(x) if need else None for x, need in zip([*padded, work.bias], needs)]
+        grad, out = work.pad_queries(grad), work.pad_queries(out)
+        for tiles in work.chunks(scores):
+            _add_gradients(work, tiles, grad, out, *padded, *grads)
+        return [
+            work.crop(grads[0], query, 0) if needs[0] else None,
+            work.crop(grads[1], key, work.margin) if needs[1] else None,
+            work.crop(grads[2], value, work.margin) if needs[2] else None,
+            work.table_grad(grads[3]) if needs[3] else None,
+        ]
 
 
-def _chunk_backward(chunk: '_Chunk', bias: '_Bias', grad: Tensor, out: Tensor, query: Tensor, key: Tensor,
-                    value: Tensor, grads: List[Optional[Tensor]], bias_grad: Optional[Tensor]) -> None:
-    """Add a chunk's part to the gradients that are needed."""
-    grad_query, grad_key, grad_value, _ = grads
-    q, k, g = chunk.queries(query), chunk.windows(key), chunk.queries(grad)
-    p = _attention(q, k, bias.values)
+def _add_gradients(work: '_Work', tiles: Tiles, grad: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor,
+                   grad_query: Optional[Tensor], grad_key: Optional[Tensor], grad_value: Optional[Tensor],
+                   grad_bias: Optional[Tensor]) -> None:
+    """Add some tiles' part to the gradients that are needed."""
+    q, k, g = work.queries(tiles, query), work.windows(tiles, key), work.queries(tiles, grad)
+    p = work.attention(tiles, q, k)
     if grad_value is not None:
-        chunk.add_windows(grad_value, p.to(g.dtype).transpose(-1, -2) @ g)
-    if grad_query is None and grad_key is None and bias_grad is None:
+        work.add_windows(tiles, grad_value, torch.bmm(p.to(g.dtype).transpose(1, 2), g))
+    if grad_query is None and grad_key is None and grad_bias is None:
         return
-    delta = (g * chunk.queries(out)).sum(-1, keepdim=True, dtype=p.dtype)
-    grad_scores = (g @ chunk.windows(value).transpose(-1, -2)).to(p.dtype).sub_(delta).mul_(p)
-    if bias_grad is not None:
-        bias_grad += grad_scores.sum((0, 1, 2))
+    delta = (g * work.queries(tiles, out)).sum(-1, keepdim=True, dtype=p.dtype)
+    grad_scores = torch.bmm(g, work.windows(tiles, value).transpose(1, 2)).to(p.dtype).sub_(delta).mul_(p)
+    if grad_bias is not None:
+        for part, bias in work.parts(tiles, grad_scores, grad_bias):
+            bias += part.sum((0, 1, 2))
     grad_scores = grad_scores.to(q.dtype)
-    scale = q.shape[-1]**-0.5
     if grad_query is not None:
-        chunk.write(grad_query, (grad_scores @ k).mul_(scale))
+        work.write(tiles, grad_query, torch.bmm(grad_scores, k).mul_(work.scale))
     if grad_key is not None:
-        chunk.add_windows(grad_key, grad_scores.transpose(-1, -2) @ q.mul_(scale))
+        work.add_windows(tiles, grad_key, torch.bmm(grad_scores.transpose(1, 2), q * work.scale))
 
 
-def _attention(query: Tensor, key: Tensor, bias: Tensor) -> Tensor:
-    """``(B, r, c, heads, Q, K)`` in the precision of the bias; products in that of the query."""
-    scores = (query * query.shape[-1]**-0.5) @ key.transpose(-1, -2)
-    return scores.to(bias.dtype).add_(bias).softmax(-1)
-
-
-def _work(query: Tensor, table: Tensor, num_heads: int, kernel_size: int,
-          scores: int) -> Iterator[Tuple['_Bias', List['_Chunk']]]:
-    """All tiles: those that share a bias together, in chunks that there is room for."""
-    batch, channels, height, width = query.shape
-    dtype = torch.promote_types(query.dtype, table.dtype)
-    for rows in runs(height, kernel_size):
-        for cols in runs(width, kernel_size):
-            queries, keys = rows.tile_side * cols.tile_side, rows.window_side * cols.window_side
-            fit = max(scores // (batch * num_heads * queries * keys), 1)
-            chunks = [
-                _Chunk(batch, num_heads, channels // num_heads, some_rows, some_cols) for some_cols in split(cols, fit)
-                for some_rows in split(rows, max(fit // some_cols.count, 1))
-            ]
-            yield _Bias(table, rows, cols, kernel_size, dtype), chunks
-
-
-class _Bias:
-    """The bias within a tile, read from the table; -inf where a query does not see a key.
+class _Work:
+    """How a map is cut into tiles, and the biases within them.
 
     Attributes:
-        values: ``(heads, Q, K)``.
+        bias: Of tiles in each pair of a run of rows and one of columns, ``(heads, pairs, Q, K)``, in the precision of
+            scores; -inf where a query does not see a key.
     """
 
-    def __init__(self, table: Tensor, rows: Run, cols: Run, kernel_size: int, dtype: torch.dtype):
-        (row, row_seen), (col, col_seen) = [_relative(run, kernel_size, table.device) for run in (rows, cols)]
-        shape = rows.tile_side * cols.tile_side, rows.window_side * cols.window_side
-        self.index = (row[:, None, :, None] * table.shape[2] + col[None, :, None, :]).flatten()
-        seen = (row_seen[:, None, :, None] & col_seen[None, :, None, :]).reshape(shape)
-        values = table.to(dtype).flatten(1).index_select(1, self.index).unflatten(1, shape)
-        self.values = values.masked_fill(~seen, -torch.inf)
+    def __init__(self, query: Tensor, table: Tensor, num_heads: int, kernel_size: int):
+        self.batch, channels, *size = query.shape
+        self.heads, self.channels = num_heads, channels // num_heads
+        self.scale = self.channels**-0.5
+        self.rows, self.cols = [cut(n, kernel_size) for n in size]
+        self.margin, self.window_side = self.rows.margin, self.rows.window_side
+        self.num_queries, self.num_keys = TILE**2, self.window_side**2
+        self.table = table
+        entries = table.shape[1] * table.shape[2]
+        # The table has one entry more for keys that are not seen: where row and column add up to its index or beyond.
+        row, col = [
+            torch.tensor([[[entries if i is None else i * stride for i in keys] for keys in run.relative] for run in axis.runs],
+                         device=table.device) for axis, stride in ((self.rows, table.shape[2]), (self.cols, 1))
+        ]
+        row, col = row.view(-1, 1, TILE, 1, self.window_side, 1), col.view(-1, 1, TILE, 1, self.window_side)
+        self.index = (row + col).clamp_(max=entries).flatten()
+        values = table.to(torch.promote_types(query.dtype, table.dtype)).flatten(1)
+        values = F.pad(values, (0, 1), value=-torch.inf).index_select(1, self.index)
+        self.bias = values.view(self.heads, -1, self.num_queries, self.num_keys)
 
-    def add_table_grad(self, table_grad: Tensor, grad: Tensor) -> None:
-        table_grad.view(len(table_grad), -1).index_add_(1, self.index, grad.flatten(1).to(table_grad.dtype))
+    def table_grad(self, bias_grad: Tensor) -> Tensor:
+        grad = bias_grad.new_zeros(self.heads, self.table[0].numel() + 1)
+        grad.index_add_(1, self.index, bias_grad.flatten(1))
+        return grad[:, :-1].reshape(self.table.shape).to(self.table.dtype)
 
+    def attention(self, tiles: Tiles, query: Tensor, key: Tensor) -> Tensor:
+        """``(T, Q, K)`` in the precision of the bias; products in that of the query."""
+        scores = torch.bmm(query * self.scale, key.transpose(1, 2)).to(self.bias.dtype)
+        for part, bias in self.parts(tiles, scores, self.bias):
+            part += bias
+        return scores.softmax(-1)
 
-def _relative(run: Run, kernel_size: int, device: torch.device) -> Tuple[Tensor, Tensor]:
-    """Row of the bias table, and whether it is one, for each query of a tile and key of its window."""
-    query = torch.arange(run.tile, run.tile + run.tile_side, device=device)[:, None]
-    key = torch.arange(run.window, run.window + run.window_side, device=device)
-    first = (query - kernel_size // 2).clamp(0, run.size - kernel_size)
-    seen = (key >= first) & (key < first + kernel_size)
-    return (key - query + kernel_size - 1).clamp(0, 2 * kernel_size - 2), seen
+    def parts(self, tiles: Tiles, scores: Tensor, bias: Tensor) -> Iterator[Tuple[Tensor, Tensor]]:
+        """The scores ``(T, Q, K)`` of some tiles in parts ``(B, r, c, heads, Q, K)`` that share a bias, with that."""
+        biases = iter(bias.unbind(1))
+        rows, cols = [some.stop - some.start for some in tiles]
+        scores = scores.view(self.batch, rows, cols, self.heads, *scores.shape[1:])
+        for row_run in self.rows.runs:
+            rows = scores[:, row_run.among(tiles[0])]
+            for col_run in self.cols.runs:
+                part, shared = rows[:, :, col_run.among(tiles[1])], next(biases)
+                if part.shape[1] and part.shape[2]:
+                    yield part, shared
 
+    def chunks(self, scores: int) -> Iterator[Tiles]:
+        """All tiles, some at a time."""
+        fit = max(scores // (self.batch * self.heads * self.num_queries * self.num_keys), 1)
+        width = min(fit, self.cols.tiles)
+        height = min(fit // width, self.rows.tiles)
+        for col in range(0, self.cols.tiles, width):
+            for row in range(0, self.rows.tiles, height):
+                yield slice(row, min(row + height, self.rows.tiles)), slice(col, min(col + width, self.cols.tiles))
 
-class _Chunk:
-    """Some tiles: their queries in maps ``(B, C, H, W)``, and the windows of keys that these see."""
+    # Maps are padded at first and cropped at last, so that all tiles and windows are whole.
 
-    def __init__(self, batch: int, heads: int, channels: int, rows: Run, cols: Run):
-        self.batch, self.heads, self.channels, self.rows, self.cols = batch, heads, channels, rows, cols
+    def pad_queries(self, x: Tensor) -> Tensor:
+        return self._pad(x, 0)
 
-    def queries(self, x: Tensor) -> Tensor:
-        """A copy of the tiles of a map, ``(B, r, c, heads, Q, d)``."""
-        return self._flat(self._tiles(x))
+    def pad_keys(self, x: Tensor) -> Tensor:
+        return self._pad(x, self.margin)
 
-    def write(self, x: Tensor, tiles: Tensor) -> None:
+    def _pad(self, x: Tensor, margin: int) -> Tensor:
+        padding = [side + margin for axis in (self.cols, self.rows) for side in (axis.before, axis.after)]
+        return F.pad(x, padding) if any(padding) else x
+
+    def crop(self, x: Tensor, like: Tensor, margin: int) -> Tensor:
+        if x.shape == like.shape:
+            return x
+        for dim, axis in ((2, self.rows), (3, self.cols)):
+            x = x.narrow(dim, axis.before + margin, like.shape[dim])
+        return torch.empty_like(like).copy_(x)
+
+    def queries(self, tiles: Tiles, x: Tensor) -> Tensor:
+        """Some tiles of a padded map, ``(T, Q, d)``; maybe a view."""
+        return self._cut(tiles, x, TILE).reshape(-1, self.num_queries, self.channels)
+
+    def write(self, tiles: Tiles, x: Tensor, values: Tensor) -> None:
         """The reverse of :meth:`queries`."""
-        view = self._tiles(x)
-        view.copy_(tiles.view(view.shape))
+        view = self._cut(tiles, x, TILE)
+        view.copy_(values.view(view.shape))
 
-    def windows(self, x: Tensor) -> Tensor:
-        """A copy of the windows of a map, ``(B, r, c, heads, K, d)``."""
-        return self._flat(self._windows(x))
+    def windows(self, tiles: Tiles, x: Tensor) -> Tensor:
+        """The windows of some tiles in a padded map, ``(T, K, d)``."""
+        return self._cut(tiles, x, self.window_side).reshape(-1, self.num_keys, self.channels)
 
-    def add_windows(self, x: Tensor, windows: Tensor) -> None:
-        """Add windows to a map."""
-        view = self._windows(x)
+    def add_windows(self, tiles: Tiles, x: Tensor, windows: Tensor) -> None:
+        """Add windows to a padded map."""
+        view = self._cut(tiles, x, self.window_side)
         windows = windows.view(view.shape)
         # One can only add in place where windows do not overlap: every other one, with a kernel of 7.
-        rows, cols = [-(-run.window_side // TILE) for run in (self.rows, self.cols)]
-        for row in range(min(rows, self.rows.count)):
-            for col in range(min(cols, self.cols.count)):
-                view[:, row::rows, col::cols] += windows[:, row::rows, col::cols]
+        step = -(-self.window_side // TILE)
+        for row in range(min(step, view.shape[1])):
+            for col in range(min(step, view.shape[2])):
+                view[:, row::step, col::step] += windows[:, row::step, col::step]
 
-    def _tiles(self, x: Tensor) -> Tensor:
-        """A view ``(B, r, c, heads, rows of a tile, columns of a tile, d)``."""
-        for dim, run in ((2, self.rows), (3, self.cols)):
-            x = x.narrow(dim, run.tile, run.count * run.tile_side).unfold(dim, run.tile_side, run.tile_side)
-        return self._by_head(x)
-
-    def _windows(self, x: Tensor) -> Tensor:
-        """A view ``(B, r, c, heads, rows of a window, columns of a window, d)``."""
-        for dim, run in ((2, self.rows), (3, self.cols)):
-            x = x.narrow(dim, run.window, (run.count - 1) * TILE + run.window_side).unfold(dim, run.window_side, TILE)
-        return self._by_head(x)
-
-    def _by_head(self, x: Tensor) -> Tensor:
-        """``(B, C, r, c, rows, columns)`` to ``(B, r, c, heads, rows, columns, d)``."""
+    def _cut(self, tiles: Tiles, x: Tensor, side: int) -> Tensor:
+        """A view ``(B, r, c, heads, side, side, d)`` of squares that begin where tiles, or their windows, begin."""
+        for dim, some in zip((2, 3), tiles):
+            x = x.unfold(dim, side, TILE).narrow(dim, some.start, some.stop - some.start)
         return x.unflatten(1, (self.heads, self.channels)).permute(0, 3, 4, 1, 5, 6, 2)
 
-    @staticmethod
-    def _flat(x: Tensor) -> Tensor:
-        return x.flatten(4, 5).contiguous()
