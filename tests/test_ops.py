@@ -4,7 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
-from mmdat.ops import (FixedBias, LogBias, TableBias, deform_sample, deformable_attention, neighborhood_attention)
+from mmdat.ops import (FixedBias, LogBias, TableBias, deform_sample, deformable_attention, neighborhood_attention,
+                       window_attention)
 
 DOUBLE = torch.float64
 
@@ -123,10 +124,27 @@ def test_deformable_attention_gradcheck():
     assert torch.autograd.gradcheck(table_attention(2, chunk_bytes=100), inputs)
 
 
-def test_neighborhood_attention_gradcheck():
-    inputs = [torch.randn(1, 2, 3, 9, dtype=DOUBLE, requires_grad=True) for _ in range(3)]
-    table = torch.randn(2, 5, 5, dtype=DOUBLE, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda *args: neighborhood_attention(*args, 2, 3), [*inputs, table])
+def local_attention(operator, heads, size, **kwargs):
+    """Neighbourhood or (shifted) window attention."""
+    if operator == 'neighborhood':
+        return lambda *args: neighborhood_attention(*args, heads, size, **kwargs)
+    return lambda *args: window_attention(*args, heads, size, shift=size // 2 + 1, **kwargs)
+
+
+def local_inputs(operator, batch, heads, height, width, size, dtype=DOUBLE, dim=2):
+    """Query, key, value and table."""
+    maps = [torch.randn(batch, heads * dim, height, width, dtype=dtype) for _ in range(3)]
+    side = 2 * size - 1
+    return [*maps, torch.randn(*((heads, side, side) if operator == 'neighborhood' else (side**2, heads)), dtype=dtype)]
+
+
+LOCAL = pytest.mark.parametrize('operator', ['neighborhood', 'window'])
+
+
+@LOCAL
+def test_local_attention_gradcheck(operator):
+    inputs = [x.requires_grad_() for x in local_inputs(operator, 1, 2, 3, 9, 3, dim=1)]
+    assert torch.autograd.gradcheck(local_attention(operator, 2, 3), inputs)
 
 
 @pytest.mark.parametrize('chunk_bytes', [1, 10000, 2**20])
@@ -136,6 +154,17 @@ def test_neighborhood_attention(size, kernel_size, chunk_bytes):
     inputs = [channels_last(torch.randn(2, 6, *size, dtype=DOUBLE)) for _ in range(3)]
     inputs.append(torch.randn(2, 2 * kernel_size - 1, 2 * kernel_size - 1, dtype=DOUBLE))
     attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, kernel_size, **kwargs)  # noqa: E731
+    fast, naive = run(attend(chunk_bytes=chunk_bytes), inputs), run(attend(impl='naive'), inputs)
+    assert_equal(fast, naive, 1e-10)
+
+
+@pytest.mark.parametrize('chunk_bytes', [1, 10000, 2**20])
+@pytest.mark.parametrize('size', [(7, 7), (7, 21), (35, 14)])
+@pytest.mark.parametrize('shift', [0, 3, 4])
+def test_window_attention(size, shift, chunk_bytes):
+    inputs = [channels_last(torch.randn(2, 6, *size, dtype=DOUBLE)) for _ in range(3)]
+    inputs.append(torch.randn(13**2, 2, dtype=DOUBLE))
+    attend = lambda **kwargs: lambda *args: window_attention(*args, 2, 7, shift, **kwargs)  # noqa: E731
     fast, naive = run(attend(chunk_bytes=chunk_bytes), inputs), run(attend(impl='naive'), inputs)
     assert_equal(fast, naive, 1e-10)
 
@@ -157,18 +186,20 @@ def test_neighborhood_attention_leaves_its_inputs_alone():
     assert all(torch.equal(x, y) for x, y in zip(inputs, before))
 
 
-def test_neighborhood_attention_in_single_precision():
-    inputs = [torch.randn(2, 32, 30, 41) for _ in range(3)] + [torch.randn(2, 13, 13)]
-    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, 7, **kwargs)  # noqa: E731
-    assert_equal(run(attend(), inputs), run(attend(impl='naive'), inputs), 1e-5)
+@LOCAL
+def test_local_attention_in_single_precision(operator):
+    inputs = local_inputs(operator, 2, 2, 28, 42, 7, torch.float32, dim=16)
+    fast, naive = [run(local_attention(operator, 2, 7, impl=impl), inputs) for impl in ('fast', 'naive')]
+    assert_equal(fast, naive, 1e-5)
 
 
-def test_neighborhood_attention_when_some_gradients_are_needed():
-    inputs = [torch.randn(2, 4, 9, 10, dtype=DOUBLE) for _ in range(3)] + [torch.randn(2, 5, 5, dtype=DOUBLE)]
-    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, 3, **kwargs)  # noqa: E731
+@LOCAL
+def test_local_attention_when_some_gradients_are_needed(operator):
+    inputs = local_inputs(operator, 2, 2, 9, 12, 3)
     for i in range(4):
         needs = [i == j for j in range(4)]
-        assert_equal(run(attend(), inputs, needs), run(attend(impl='naive'), inputs, needs), 1e-10)
+        fast, naive = [run(local_attention(operator, 2, 3, impl=impl), inputs, needs) for impl in ('fast', 'naive')]
+        assert_equal(fast, naive, 1e-10)
 
 
 def other_bias(kind, heads, groups, size, key_size, dtype=DOUBLE):
@@ -221,35 +252,37 @@ def test_attention_dropout_is_the_same_in_the_backward_pass(kind):
     torch.testing.assert_close((grad * value).sum(), out.sum())
 
 
-def test_neighborhood_attention_drops():
-    inputs = [torch.randn(1, 4, 9, 10) for _ in range(3)] + [torch.randn(2, 5, 5)]
-    kept = neighborhood_attention(*inputs, 2, 3)
-    dropped = torch.stack([neighborhood_attention(*inputs, 2, 3, dropout=0.3) for _ in range(300)])
+@LOCAL
+def test_local_attention_drops(operator):
+    inputs = local_inputs(operator, 1, 2, 9, 12, 3, torch.float32)
+    kept = local_attention(operator, 2, 3)(*inputs)
+    dropped = torch.stack([local_attention(operator, 2, 3, dropout=0.3)(*inputs) for _ in range(300)])
     assert (dropped[0] - kept).abs().max() > 0.1
     assert (dropped.mean(0) - kept).abs().mean() < 0.05
 
 
-@pytest.mark.parametrize('operator', ['deformable', 'neighborhood'])
-def test_checkpoint(operator):
+def operator_and_inputs(operator):
     if operator == 'deformable':
-        function, inputs = table_attention(4), attention_inputs(2, 4, 2, (4, 5), (3, 3), (7, 7))
-    else:
-        function = lambda *args: neighborhood_attention(*args, 2, 3)  # noqa: E731
-        inputs = [torch.randn(2, 4, 9, 10, dtype=DOUBLE) for _ in range(3)] + [torch.randn(2, 5, 5, dtype=DOUBLE)]
+        return table_attention(4), attention_inputs(2, 4, 2, (4, 5), (3, 3), (7, 7))
+    return local_attention(operator, 2, 3), local_inputs(operator, 2, 2, 9, 12, 3)
+
+
+OPERATORS = pytest.mark.parametrize('operator', ['deformable', 'neighborhood', 'window'])
+
+
+@OPERATORS
+def test_checkpoint(operator):
+    function, inputs = operator_and_inputs(operator)
     again = run(lambda *args: checkpoint(function, *args, use_reentrant=False), inputs)
     assert_equal(again, run(function, inputs), 1e-12)
 
 
-@pytest.mark.parametrize('operator', ['deformable', 'neighborhood'])
+@OPERATORS
 def test_second_derivative_is_refused(operator):
-    if operator == 'deformable':
-        function, inputs = table_attention(4), attention_inputs(2, 4, 2, (4, 5), (3, 3), (7, 7))
-    else:
-        function = lambda *args: neighborhood_attention(*args, 2, 3)  # noqa: E731
-        inputs = [torch.randn(2, 4, 9, 10) for _ in range(3)] + [torch.randn(2, 5, 5)]
+    function, inputs = operator_and_inputs(operator)
     inputs = [x.requires_grad_() for x in inputs]
     grads = torch.autograd.grad(function(*inputs).sum(), inputs, create_graph=True)
-    with pytest.raises(RuntimeError, match='no second derivative.*naive'):
+    with pytest.raises(RuntimeError, match=f'{operator}.* no second derivative.*naive'):
         grads[1].sum().backward()
 
 
@@ -264,14 +297,14 @@ def test_bfloat16_under_autocast():
     assert_equal([x.float() for x in fast], naive, 0.02)
 
 
-def test_neighborhood_attention_bfloat16_under_autocast():
-    inputs = [torch.randn(2, 32, 20, 21) for _ in range(3)] + [torch.randn(2, 13, 13)]
+@LOCAL
+def test_local_attention_bfloat16_under_autocast(operator):
+    inputs = local_inputs(operator, 2, 2, 21, 28, 7, torch.float32, dim=16)
     half = [x.bfloat16() for x in inputs[:3]] + inputs[3:]
-    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, 7, **kwargs)  # noqa: E731
     with torch.autocast('cpu', torch.bfloat16):
-        fast = run(attend(), half)
+        fast = run(local_attention(operator, 2, 7), half)
     assert [x.dtype for x in fast] == [torch.bfloat16] * 4 + [torch.float32]
-    assert_equal([x.float() for x in fast], run(attend(impl='naive'), inputs), 0.02)
+    assert_equal([x.float() for x in fast], run(local_attention(operator, 2, 7, impl='naive'), inputs), 0.02)
 
 
 def test_unknown_implementation_and_budget_are_refused(monkeypatch):

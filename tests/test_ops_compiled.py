@@ -84,6 +84,7 @@ def test_operators_do_what_their_declarations_say():
         pytest.skip('torch.library.opcheck came with torch 2.4')
     tests = 'test_schema', 'test_autograd_registration', 'test_faketensor'
     check(torch.ops.mmdat.deformable_attention.default, args, test_utils=tests)
-    maps = [torch.randn(2, 8, 9, 10, requires_grad=True) for _ in range(3)]
-    args = *maps, torch.randn(2, 5, 5, requires_grad=True), 2, 3, 1000
-    check(torch.ops.mmdat.neighborhood_attention.default, args, test_utils=tests)
+    maps = [torch.randn(2, 8, 9, 12, requires_grad=True) for _ in range(3)]
+    for pattern in ('neighborhood', 'window'):
+        args = *maps, torch.randn(2, 5, 5, requires_grad=True), 2, pattern, 3, 0, 1000
+        check(torch.ops.mmdat.local_attention.default, args, test_utils=tests)

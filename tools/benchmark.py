@@ -35,6 +35,7 @@ SUITES: Dict[str, List[Case]] = {
         Case('deformable attention, DAT-T stage 3', ('naive', 'fast'), ('forward', 'training')),
         Case('deformable attention, DAT-T++ stage 1', ('naive', 'fast'), ('forward', 'training')),
         Case('neighbourhood attention, DAT-T++ stage 1', ('naive', 'fast'), ('forward', 'training')),
+        Case('shifted window attention, DAT-T stage 1', ('naive', 'fast'), ('forward', 'training')),
     ],
     'backbones': [
         Case('backbone', BACKBONES, ('forward', 'training')),
@@ -173,7 +174,7 @@ class Memory:
 def count_flops(name: str, variant: str, mode: str, size: Sequence[int]) -> int:
     """Of the matrix products and convolutions that the plain form needs, counted on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
-    if name.startswith(('deformable', 'neighbourhood')):
+    if 'attention' in name:
         variant = 'naive'
     elif variant.startswith('DAT'):
         variant = variant.split()[0] + ' naive'
@@ -189,6 +190,8 @@ def make_step(name: str, variant: str, mode: str, size: Sequence[int], device: s
         function, inputs = deformable_attention(name, variant, size, device)
     elif 'neighbourhood' in name:
         function, inputs = neighborhood_attention(variant, size, device)
+    elif 'window' in name:
+        function, inputs = window_attention(variant, size, device)
     else:
         function, inputs = backbone(variant, mode, size, device)
     return training_step(function, inputs) if mode == 'training' else forward_step(function, inputs)
@@ -243,6 +246,15 @@ def neighborhood_attention(impl: str, size: Sequence[int], device: str) -> Tuple
     maps = [network_map(64, *[side // 4 for side in size], device) for _ in range(3)]
     table = torch.randn(2, 13, 13, device=device)
     return lambda *args: neighborhood_attention(*args, 2, 7, impl=impl), [*maps, table]
+
+
+def window_attention(impl: str, size: Sequence[int], device: str) -> Tuple[Callable, List]:
+    import torch
+
+    from mmdat.ops import window_attention
+    maps = [network_map(96, *[-(-side // 4 // 7) * 7 for side in size], device) for _ in range(3)]
+    table = torch.randn(13**2, 3, device=device)
+    return lambda *args: window_attention(*args, 3, 7, 4, impl=impl), [*maps, table]
 
 
 def network_map(channels: int, height: int, width: int, device: str):

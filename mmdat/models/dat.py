@@ -45,7 +45,7 @@ class DAT(BaseModule):
         with_cp: Recompute each block in the backward pass, to save memory.
         out_norm: Put a LayerNorm, ``norm{i}``, on each returned map.
         sampler: How D samples, ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
-        attn_impl: How D and N attend, ``'fast'`` or ``'naive'``: the same numbers, but the naive form needs
+        attn_impl: How the mixers attend, ``'fast'`` or ``'naive'``: the same numbers, but the naive form needs
             memory for all scores at once. It consists of ordinary PyTorch operations and can be differentiated twice.
         init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=...)`` takes official
             checkpoints as they are.
@@ -250,11 +250,16 @@ def _downsample(dim_in: int, dim_out: int, conv: bool) -> nn.Sequential:
 def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampler: str, attn_impl: str,
             drop_rate: float, attn_drop_rate: float) -> List[nn.Module]:
     """The mixers of the blocks of stage i, by the letters of its spec."""
-    common = dict(dim=arch.dims[i], num_heads=arch.heads[i], attn_drop_rate=attn_drop_rate, proj_drop_rate=drop_rate)
+    common = dict(
+        dim=arch.dims[i],
+        num_heads=arch.heads[i],
+        attn_drop_rate=attn_drop_rate,
+        proj_drop_rate=drop_rate,
+        impl=attn_impl)
     make = {
         'L': lambda: WindowAttention(window_size=window_size, **common),
         'S': lambda: ShiftedWindowAttention(window_size=window_size, **common),
-        'N': lambda: NeighborhoodAttention(kernel_size=window_size, impl=attn_impl, **common),
+        'N': lambda: NeighborhoodAttention(kernel_size=window_size, **common),
         'D': lambda: DeformableAttention(
             groups=arch.groups[i],
             map_size=map_size,
@@ -265,7 +270,6 @@ def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampl
             position_bias=arch.position_bias[i],
             use_offsets=arch.use_offsets[i],
             sampler=sampler,
-            impl=attn_impl,
             **common),
     }
     return [make[letter]() for letter in arch.stage_spec[i]]

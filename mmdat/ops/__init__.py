@@ -2,9 +2,8 @@
 from .deform_sample import SAMPLERS, deform_sample
 from .deformable_attention import deformable_attention
 from .implementation import IMPLEMENTATIONS, check_implementation
-from .neighborhood_attention import neighborhood_attention
+from .local_attention import neighborhood_attention, window_attention
 from .position_bias import FixedBias, LogBias, TableBias
-from .window_attention import window_attention
 
 __all__ = [
     'IMPLEMENTATIONS', 'SAMPLERS', 'FixedBias', 'LogBias', 'TableBias', 'check_implementation', 'deform_sample',

@@ -6,7 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdat.ops import window_attention
+from mmdat.ops import check_implementation, window_attention
 from mmdat.registry import MODELS
 
 from ..layers import Linear2d
@@ -25,6 +25,10 @@ class WindowAttention(nn.Module):
         window_size: Side of the windows in pixels of the map.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
+        impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.window_attention`.
+
+    Raises:
+        ValueError: If ``impl`` is unknown.
     """
     shift = 0
 
@@ -33,8 +37,11 @@ class WindowAttention(nn.Module):
                  num_heads: int,
                  window_size: int = 7,
                  attn_drop_rate: float = 0.0,
-                 proj_drop_rate: float = 0.0):
+                 proj_drop_rate: float = 0.0,
+                 impl: str = 'fast'):
         super().__init__()
+        check_implementation(impl)
+        self.impl = impl
         self.num_heads = num_heads
         self.window_size = window_size
         self.attn_drop_rate = attn_drop_rate
@@ -50,7 +57,7 @@ class WindowAttention(nn.Module):
         x = F.pad(x, (0, -width % self.window_size, 0, -height % self.window_size))
         query, key, value = self.qkv(x).chunk(3, 1)
         x = window_attention(query, key, value, self.relative_position_bias_table, self.num_heads, self.window_size,
-                             self.shift, self.attn_drop_rate if self.training else 0.0)
+                             self.shift, self.attn_drop_rate if self.training else 0.0, self.impl)
         return self.proj_drop(self.proj_out(x[:, :, :height, :width]))
 
 

@@ -39,8 +39,10 @@ class TiledFunction(Function):
         return (None, None, *grads, *(None, ) * 5)
 
 
-def tiled_deformable_attention(*args: Any) -> Tuple[Tensor, Tensor]:
+def tiled_deformable_attention(*args: Any) -> Tuple[Tensor, Optional[Tensor]]:
     """``tiled.forward`` with a gradient."""
+    if not torch.is_grad_enabled() or not any(x.requires_grad for x in args[:5]):
+        return tiled.forward(*args, keep_lse=False)
     return TiledFunction.apply(tiled.forward, tiled.backward, *args)
 
 

@@ -74,7 +74,8 @@ class _Work:
         self.table = TablePatches(bias, self.plan.rows, self.plan.cols, self.dtype)
         # By head of a group.
         self.query = self.split(query).unbind()
-        self.key, self.value = self.by_key(key).unbind(), self.by_key(value).unbind()
+        # The keys are scaled, not the queries: that is one operation for all tiles.
+        self.key, self.value = self.by_key(key * self.scale).unbind(), self.by_key(value).unbind()
 
     def split(self, x: Tensor) -> Tensor:
         """A view ``(heads / G, B, G, H, W, d)`` of a map ``(B, C, H, W)``."""
@@ -106,11 +107,16 @@ class _Work:
         return _parts(self.num_keys, self.plan.keys)
 
     def queries(self, tile: Tuple[slice, ...], lanes: slice) -> List[Tensor]:
-        """Scaled queries of a tile, of each head ``(L, R * C, d)``."""
-        return [self.take(view, tile, lanes) * self.scale for view in self.query]
+        """Queries of a tile, of each head ``(L, R * C, d)``."""
+        return [self.take(view, tile, lanes) for view in self.query]
 
     def take(self, view: Tensor, tile: Tuple[slice, ...], lanes: slice) -> Tensor:
         return view[tile].reshape(lanes.stop - lanes.start, -1, view.shape[-1])
+
+    def put(self, view: Tensor, tile: Tuple[slice, ...], values: Tensor) -> None:
+        """Write values ``(L, d, R * C)`` to their place."""
+        place = view[tile]
+        place.copy_(values.transpose(1, 2).view(place.shape))
 
     def scores(self, head: int, query: Tensor, key: Tensor, block) -> Tensor:
         """``(L, n, R * C)``."""
@@ -126,25 +132,29 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, position: Tensor, query_y: Tensor,
-            query_x: Tensor, even: bool, num_heads: int, scores: int) -> Tuple[Tensor, Tensor]:
+            query_x: Tensor, even: bool, num_heads: int, scores: int,
+            keep_lse: bool = True) -> Tuple[Tensor, Optional[Tensor]]:
     """See :func:`mmdat.ops.deformable_attention` and :class:`mmdat.ops.TableBias`.
 
     Args:
         scores: How many scores are held at a time.
+        keep_lse: Whether the log-sum-exp is wanted; the backward pass needs it.
 
     Returns:
-        The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(heads / G, B, G, H, W, 1)``.
+        The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(heads / G, B, G, H, W, 1)`` or None.
     """
     with no_autocast(query.device):
         bias = TableBias(table, position, query_y, query_x, even)
-        return _forward(_Work(query, key, value, bias, num_heads, scores), query)
+        return _forward(_Work(query, key, value, bias, num_heads, scores), query, keep_lse)
 
 
-def _forward(work: _Work, query: Tensor) -> Tuple[Tensor, Tensor]:
+def _forward(work: _Work, query: Tensor, keep_lse: bool) -> Tuple[Tensor, Optional[Tensor]]:
     out = torch.empty_like(query)
     out_views = work.split(out).unbind()
-    lse = torch.empty(work.heads, *out_views[0].shape[:-1], 1, dtype=work.dtype, device=query.device)
-    lse_views = lse.unbind()
+    lse = lse_views = None
+    if keep_lse:
+        lse = torch.empty(work.heads, *out_views[0].shape[:-1], 1, dtype=work.dtype, device=query.device)
+        lse_views = lse.unbind()
     for tile, lanes in work.tiles():
         queries = work.queries(tile, lanes)
         states: List[Optional[Tuple[Tensor, ...]]] = [None] * work.heads
@@ -154,9 +164,9 @@ def _forward(work: _Work, query: Tensor) -> Tuple[Tensor, Tensor]:
                 s = work.scores(head, queries[head], work.key[head][lanes, keys], block)
                 states[head] = _softmax_step(states[head], s, work.value[head][lanes, keys])
         for head, (top, total, acc) in enumerate(states):
-            for view, values in ((out_views[head], acc.div_(total)), (lse_views[head], total.log_().add_(top))):
-                place = view[tile]
-                place.copy_(values.transpose(1, 2).view(place.shape))
+            work.put(out_views[head], tile, acc.div_(total))
+            if keep_lse:
+                work.put(lse_views[head], tile, total.log_().add_(top))
     return out, lse
 
 
@@ -224,10 +234,10 @@ def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor
                     add_product(grad_key[head, lanes, keys], ds, q)
         if needs_query:
             for view, g in zip(grad_query_view, grad_queries):
-                view[tile] = g.mul_(work.scale).transpose(1, 2).reshape(view[tile].shape)
+                work.put(view, tile, g)
     return [
         grad_query,
-        work.from_keys(grad_key, key) if needs_key else None,
+        work.from_keys(grad_key.mul_(work.scale), key) if needs_key else None,
         work.from_keys(grad_value, value) if needs_value else None,
         work.table.table_grad(grad_table).to(bias.table.dtype) if needs_bias else None,
         work.table.position_grad(grad_position).view(bias.position.shape).to(bias.position.dtype)

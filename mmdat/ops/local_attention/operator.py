@@ -28,13 +28,13 @@ class TiledFunction(Function):
         with torch.no_grad():
             grads = ctx.run_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
         if torch.is_grad_enabled():
-            grads = RefuseSecondDerivative.apply('neighborhood_attention', len(grads), *grads, grad,
+            grads = RefuseSecondDerivative.apply(f'{ctx.options[1]} attention', len(grads), *grads, grad,
                                                  *ctx.saved_tensors[1:])
         grads = [g if need else None for g, need in zip(grads, needs)]
-        return (None, None, *grads, *(None, ) * 3)
+        return (None, None, *grads, *(None, ) * 5)
 
 
-def tiled_neighborhood_attention(*args: Any) -> Tensor:
+def tiled_local_attention(*args: Any) -> Tensor:
     """``tiled.forward`` with a gradient."""
     return TiledFunction.apply(tiled.forward, tiled.backward, *args)
 
@@ -43,9 +43,9 @@ def _differentiable_operator(*args: Any) -> Tensor:
 
     def forward(*args: Any) -> Tensor:
         with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.mmdat.neighborhood_attention(*args)
+            return torch.ops.mmdat.local_attention(*args)
 
-    return TiledFunction.apply(forward, torch.ops.mmdat.neighborhood_attention_backward, *args)
+    return TiledFunction.apply(forward, torch.ops.mmdat.local_attention_backward, *args)
 
 
 def _backward(*args: Any) -> List[Tensor]:
@@ -61,12 +61,13 @@ def _meta_backward(grad: Tensor, out: Tensor, *args: Any) -> List[Tensor]:
     return [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:4], args[-1])]
 
 
-_INPUTS = 'Tensor query, Tensor key, Tensor value, Tensor bias_table, int num_heads, int kernel_size, int scores'
+_INPUTS = ('Tensor query, Tensor key, Tensor value, Tensor bias_table, int num_heads, str pattern, int size, int shift, '
+           'int scores')
 _library = torch.library.Library('mmdat', 'FRAGMENT')
-_library.define(f'neighborhood_attention({_INPUTS}) -> Tensor')
-_library.define(f'neighborhood_attention_backward(Tensor grad, Tensor out, {_INPUTS}, bool[] needs) -> Tensor[]')
-_library.impl('neighborhood_attention', tiled.forward, 'CompositeExplicitAutograd')
-_library.impl('neighborhood_attention', _meta_forward, 'Meta')
-_library.impl('neighborhood_attention', _differentiable_operator, 'Autograd')
-_library.impl('neighborhood_attention_backward', _backward, 'CompositeExplicitAutograd')
-_library.impl('neighborhood_attention_backward', _meta_backward, 'Meta')
+_library.define(f'local_attention({_INPUTS}) -> Tensor')
+_library.define(f'local_attention_backward(Tensor grad, Tensor out, {_INPUTS}, bool[] needs) -> Tensor[]')
+_library.impl('local_attention', tiled.forward, 'CompositeExplicitAutograd')
+_library.impl('local_attention', _meta_forward, 'Meta')
+_library.impl('local_attention', _differentiable_operator, 'Autograd')
+_library.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
+_library.impl('local_attention_backward', _meta_backward, 'Meta')

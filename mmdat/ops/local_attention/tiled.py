@@ -1,10 +1,11 @@
-"""Neighbourhood attention, tile by tile.
+"""Attention to pixels nearby, tile by tile.
 
-The queries of a tile of 8x8 pixels see, with a kernel of 7, some of a window of 14x14 keys. The scores of
-all its queries to all these keys are one dense matrix product; those to keys that a query does not see are masked.
-The backward pass computes the scores again, so that nothing is kept but inputs and output.
+A tile of queries meets a square of keys that holds all that they see: the tile itself if it is a window, or with
+neighbourhoods of 7, for 8x8 queries, 14x14 keys. The scores of all its queries to all these keys are one dense matrix
+product; those to keys that a query does not see are masked. The backward pass computes the scores again, so that
+nothing is kept but inputs and output.
 
-Letters in shapes: r and c rows and columns of tiles, T = B * r * c * heads, Q queries of a tile, K keys of its window,
+Letters in shapes: r and c rows and columns of tiles, T = B * r * c * heads, Q queries of a tile, K keys of its square,
 d channels of a head.
 """
 from typing import Iterator, List, Optional, Tuple
@@ -14,30 +15,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..implementation import no_autocast
-from .tiles import TILE, cut
+from .tiles import neighborhoods, windows
 
 #: Some rows and columns of tiles.
 Tiles = Tuple[slice, slice]
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int, kernel_size: int,
-            scores: int) -> Tensor:
-    """See :func:`mmdat.ops.neighborhood_attention`; about ``scores`` scores are held at a time."""
+def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int, pattern: str, size: int,
+            shift: int, scores: int) -> Tensor:
+    """Attention to pixels nearby.
+
+    Args:
+        query, key, value: ``(B, C, H, W)``.
+        table: The bias, ``(heads, 2 * size - 1, 2 * size - 1)``, indexed by key minus query.
+        num_heads: Number of heads.
+        pattern: What a query sees: ``'neighborhood'`` or ``'window'``.
+        size: Side of the neighbourhoods or windows.
+        shift: Of windows.
+        scores: About how many scores are held at a time.
+
+    Returns:
+        ``(B, C, H, W)``.
+    """
     with no_autocast(query.device):
-        work = _Work(query, table, num_heads, kernel_size)
+        work = _Work(query, table, num_heads, pattern, size, shift)
         q, k, v = work.pad_queries(query), work.pad_keys(key), work.pad_keys(value)
         out = torch.empty_like(q)
         for tiles in work.chunks(scores):
-            p = work.attention(tiles, work.queries(tiles, q), work.windows(tiles, k))
-            work.write(tiles, out, torch.bmm(p.to(v.dtype), work.windows(tiles, v)))
+            p = work.attention(tiles, work.queries(tiles, q), work.keys(tiles, k))
+            work.write(tiles, out, torch.bmm(p.to(v.dtype), work.keys(tiles, v)))
         return work.crop(out, query, 0)
 
 
 def backward(grad: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int,
-             kernel_size: int, scores: int, needs: List[bool]) -> List[Optional[Tensor]]:
-    """Gradients of query, key, value and table, those that ``needs`` names."""
+             pattern: str, size: int, shift: int, scores: int, needs: List[bool]) -> List[Optional[Tensor]]:
+    """Gradients of query, key, value and table, those that ``needs`` names; see :func:`forward`."""
     with no_autocast(query.device):
-        work = _Work(query, table, num_heads, kernel_size)
+        work = _Work(query, table, num_heads, pattern, size, shift)
         padded = [work.pad_queries(query), work.pad_keys(key), work.pad_keys(value)]
         grads = [torch.zeros_like(x) if need else None for x, need in zip([*padded, work.bias], needs)]
         grad, out = work.pad_queries(grad), work.pad_queries(out)
@@ -55,14 +69,14 @@ def _add_gradients(work: '_Work', tiles: Tiles, grad: Tensor, out: Tensor, query
                    grad_query: Optional[Tensor], grad_key: Optional[Tensor], grad_value: Optional[Tensor],
                    grad_bias: Optional[Tensor]) -> None:
     """Add some tiles' part to the gradients that are needed."""
-    q, k, g = work.queries(tiles, query), work.windows(tiles, key), work.queries(tiles, grad)
+    q, k, g = work.queries(tiles, query), work.keys(tiles, key), work.queries(tiles, grad)
     p = work.attention(tiles, q, k)
     if grad_value is not None:
-        work.add_windows(tiles, grad_value, torch.bmm(p.to(g.dtype).transpose(1, 2), g))
+        work.add_keys(tiles, grad_value, torch.bmm(p.to(g.dtype).transpose(1, 2), g))
     if grad_query is None and grad_key is None and grad_bias is None:
         return
     delta = (g * work.queries(tiles, out)).sum(-1, keepdim=True, dtype=p.dtype)
-    grad_scores = torch.bmm(g, work.windows(tiles, value).transpose(1, 2)).to(p.dtype).sub_(delta).mul_(p)
+    grad_scores = torch.bmm(g, work.keys(tiles, value).transpose(1, 2)).to(p.dtype).sub_(delta).mul_(p)
     if grad_bias is not None:
         for part, bias in work.parts(tiles, grad_scores, grad_bias):
             bias += part.sum((0, 1, 2))
@@ -70,7 +84,7 @@ def _add_gradients(work: '_Work', tiles: Tiles, grad: Tensor, out: Tensor, query
     if grad_query is not None:
         work.write(tiles, grad_query, torch.bmm(grad_scores, k).mul_(work.scale))
     if grad_key is not None:
-        work.add_windows(tiles, grad_key, torch.bmm(grad_scores.transpose(1, 2), q * work.scale))
+        work.add_keys(tiles, grad_key, torch.bmm(grad_scores.transpose(1, 2), q * work.scale))
 
 
 class _Work:
@@ -81,13 +95,15 @@ class _Work:
             scores; -inf where a query does not see a key.
     """
 
-    def __init__(self, query: Tensor, table: Tensor, num_heads: int, kernel_size: int):
-        self.batch, channels, *size = query.shape
+    def __init__(self, query: Tensor, table: Tensor, num_heads: int, pattern: str, size: int, shift: int):
+        self.batch, channels, *lengths = query.shape
         self.heads, self.channels = num_heads, channels // num_heads
         self.scale = self.channels**-0.5
-        self.rows, self.cols = [cut(n, kernel_size) for n in size]
-        self.margin, self.window_side = self.rows.margin, self.rows.window_side
-        self.num_queries, self.num_keys = TILE**2, self.window_side**2
+        self.rows, self.cols = [
+            windows(length, size, shift) if pattern == 'window' else neighborhoods(length, size) for length in lengths
+        ]
+        self.side, self.key_side, self.margin = self.rows.side, self.rows.key_side, self.rows.margin
+        self.num_queries, self.num_keys = self.side**2, self.key_side**2
         self.table = table
         entries = table.shape[1] * table.shape[2]
         # The table has one entry more for keys that are not seen: where row and column add up to its index or beyond.
@@ -95,7 +111,7 @@ class _Work:
             torch.tensor([[[entries if i is None else i * stride for i in keys] for keys in run.relative] for run in axis.runs],
                          device=table.device) for axis, stride in ((self.rows, table.shape[2]), (self.cols, 1))
         ]
-        row, col = row.view(-1, 1, TILE, 1, self.window_side, 1), col.view(-1, 1, TILE, 1, self.window_side)
+        row, col = row.view(-1, 1, self.side, 1, self.key_side, 1), col.view(-1, 1, self.side, 1, self.key_side)
         self.index = (row + col).clamp_(max=entries).flatten()
         values = table.to(torch.promote_types(query.dtype, table.dtype)).flatten(1)
         values = F.pad(values, (0, 1), value=-torch.inf).index_select(1, self.index)
@@ -134,7 +150,7 @@ class _Work:
             for row in range(0, self.rows.tiles, height):
                 yield slice(row, min(row + height, self.rows.tiles)), slice(col, min(col + width, self.cols.tiles))
 
-    # Maps are padded at first and cropped at last, so that all tiles and windows are whole.
+    # Maps are padded at first and cropped at last, so that all tiles and squares are whole.
 
     def pad_queries(self, x: Tensor) -> Tensor:
         return self._pad(x, 0)
@@ -155,30 +171,29 @@ class _Work:
 
     def queries(self, tiles: Tiles, x: Tensor) -> Tensor:
         """Some tiles of a padded map, ``(T, Q, d)``; maybe a view."""
-        return self._cut(tiles, x, TILE).reshape(-1, self.num_queries, self.channels)
+        return self._cut(tiles, x, self.side).reshape(-1, self.num_queries, self.channels)
 
     def write(self, tiles: Tiles, x: Tensor, values: Tensor) -> None:
         """The reverse of :meth:`queries`."""
-        view = self._cut(tiles, x, TILE)
+        view = self._cut(tiles, x, self.side)
         view.copy_(values.view(view.shape))
 
-    def windows(self, tiles: Tiles, x: Tensor) -> Tensor:
-        """The windows of some tiles in a padded map, ``(T, K, d)``."""
-        return self._cut(tiles, x, self.window_side).reshape(-1, self.num_keys, self.channels)
+    def keys(self, tiles: Tiles, x: Tensor) -> Tensor:
+        """The squares of keys of some tiles in a padded map, ``(T, K, d)``; maybe a view."""
+        return self._cut(tiles, x, self.key_side).reshape(-1, self.num_keys, self.channels)
 
-    def add_windows(self, tiles: Tiles, x: Tensor, windows: Tensor) -> None:
-        """Add windows to a padded map."""
-        view = self._cut(tiles, x, self.window_side)
-        windows = windows.view(view.shape)
-        # One can only add in place where windows do not overlap: every other one, with a kernel of 7.
-        step = -(-self.window_side // TILE)
+    def add_keys(self, tiles: Tiles, x: Tensor, values: Tensor) -> None:
+        """Add to the squares of keys in a padded map."""
+        view = self._cut(tiles, x, self.key_side)
+        values = values.view(view.shape)
+        # One can only add in place where squares do not overlap: every other one, with neighbourhoods of 7.
+        step = -(-self.key_side // self.side)
         for row in range(min(step, view.shape[1])):
             for col in range(min(step, view.shape[2])):
-                view[:, row::step, col::step] += windows[:, row::step, col::step]
+                view[:, row::step, col::step] += values[:, row::step, col::step]
 
     def _cut(self, tiles: Tiles, x: Tensor, side: int) -> Tensor:
-        """A view ``(B, r, c, heads, side, side, d)`` of squares that begin where tiles, or their windows, begin."""
+        """A view ``(B, r, c, heads, side, side, d)`` of squares that begin where tiles, or their keys, begin."""
         for dim, some in zip((2, 3), tiles):
-            x = x.unfold(dim, side, TILE).narrow(dim, some.start, some.stop - some.start)
+            x = x.unfold(dim, side, self.side).narrow(dim, some.start, some.stop - some.start)
         return x.unflatten(1, (self.heads, self.channels)).permute(0, 3, 4, 1, 5, 6, 2)
-

@@ -1,0 +1,7 @@
+"""Attention of every pixel to pixels near it: within windows (L, S) or to its neighbourhood (N).
+
+``naive.py`` is the specification; ``tiled.py`` computes the same, tile by tile.
+"""
+from .interface import neighborhood_attention, window_attention
+
+__all__ = ['neighborhood_attention', 'window_attention']
