@@ -41,14 +41,16 @@ def load_backbone(cfg: Config, checkpoint: Optional[str] = None) -> Tuple[DAT, b
     if backbone_cfg is None:
         raise RunError(f'the config {cfg.filename} has no backbone of type mmdat.DAT: choose another config')
     backbone = MODELS.build(backbone_cfg).eval()
-    if checkpoint is not None:
+    checkpoint = checkpoint or _pretrained(backbone_cfg.get('init_cfg'))
+    if checkpoint:
         _load(backbone, checkpoint)
-        return backbone, True
-    init_cfg = backbone_cfg.get('init_cfg') or {}
-    if init_cfg.get('type') != 'Pretrained':
-        return backbone, False
-    backbone.init_weights()
-    return backbone, True
+    return backbone, bool(checkpoint)
+
+
+def _pretrained(init_cfg: Union[None, dict, List[dict]]) -> Optional[str]:
+    """The checkpoint that ``init_cfg`` of a backbone names, if any."""
+    init_cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
+    return next((one.get('checkpoint') for one in init_cfgs if one.get('type') == 'Pretrained'), None)
 
 
 def _find_backbone(node: Any) -> Optional[dict]:
