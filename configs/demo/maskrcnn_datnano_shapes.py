@@ -37,11 +37,10 @@ model = dict(
             type='SingleRoIExtractor',
             roi_layer=dict(type='RoIAlign', output_size=7, sampling_ratio=1),
             out_channels=width,
-            finest_scale=24,
             featmap_strides=strides),
         bbox_head=dict(
             type='ConvFCBBoxHead',
-            num_shared_convs=2,
+            num_shared_convs=1,
             num_shared_fcs=1,
             in_channels=width,
             conv_out_channels=width,
@@ -56,13 +55,12 @@ model = dict(
             loss_bbox=dict(type='L1Loss', loss_weight=2.0)),
         mask_roi_extractor=dict(
             type='SingleRoIExtractor',
-            roi_layer=dict(type='RoIAlign', output_size=14, sampling_ratio=1),
+            roi_layer=dict(type='RoIAlign', output_size=10, sampling_ratio=1),
             out_channels=width,
-            finest_scale=24,
             featmap_strides=strides),
         mask_head=dict(
             type='FCNMaskHead',
-            num_convs=2,
+            num_convs=1,
             in_channels=width,
             conv_out_channels=width,
             num_classes=len(classes),
@@ -79,7 +77,7 @@ model = dict(
         rcnn=dict(
             assigner=dict(type='MaxIoUAssigner', pos_iou_thr=0.5, neg_iou_thr=0.5, min_pos_iou=0.5),
             sampler=dict(type='RandomSampler', num=32, pos_fraction=0.5, add_gt_as_proposals=True),
-            mask_size=28,
+            mask_size=20,
             pos_weight=-1,
             debug=False)),
     test_cfg=dict(
@@ -129,12 +127,12 @@ val_evaluator = dict(
     type='CocoMetric', ann_file=_base_.data_root + 'annotations/instances_val.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_epochs = 16
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 2)
+max_epochs = 9
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
-optim_wrapper = dict(optimizer=dict(lr=1e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0))
+optim_wrapper = dict(optimizer=dict(lr=2e-3, weight_decay=0.05), clip_grad=dict(max_norm=10.0))
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=80),
     dict(type='CosineAnnealingLR', by_epoch=True, T_max=max_epochs, eta_min=1e-5, convert_to_iter_based=True),
@@ -142,5 +140,5 @@ param_scheduler = [
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 randomness = dict(seed=0)
 
-default_hooks = dict(logger=dict(interval=40), checkpoint=dict(interval=max_epochs // 2, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=40), checkpoint=dict(interval=max_epochs // 3, max_keep_ckpts=1))
 custom_hooks = [dict(type='mmdat.SamplingPointsHook')]

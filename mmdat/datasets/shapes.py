@@ -29,8 +29,8 @@ SPLITS = (('train', 'training', 0), ('val', 'validation', 1))
 STAMP = 'shapes.json'
 
 # A shape may hide an earlier one only so far that this part of it stays visible.
-MIN_VISIBLE = 0.4
-MIN_SHAPES, MAX_SHAPES = 2, 5
+MIN_VISIBLE = 0.75
+MIN_SHAPES, MAX_SHAPES = 2, 4
 
 
 class Scene(NamedTuple):
@@ -167,7 +167,7 @@ def _scene(rng: np.random.Generator, size: int) -> Scene:
         if len(labels) == wanted:
             break
         label = int(rng.integers(len(CLASSES)))
-        mask = _fill(_outline(rng, label, size, radius=(0.12, 0.24)), size)
+        mask = _fill(_outline(rng, label, size, radius=(0.14, 0.26)), size)
         remaining = [other & ~mask for other in masks]
         if any(rest.sum() < MIN_VISIBLE * area for rest, area in zip(remaining, areas)):
             continue
@@ -223,7 +223,7 @@ def _fill(outline: np.ndarray, size: int) -> np.ndarray:
 def _paint(rng: np.random.Generator, image: np.ndarray, mask: np.ndarray, label: int) -> None:
     """Colour a shape with a vivid colour that fades across it; the hue hints at the class, but ranges overlap."""
     size = len(image)
-    hue = (label / len(CLASSES) * 180 + rng.normal(0, 12)) % 180  # OpenCV's hues end at 180
+    hue = (label / len(CLASSES) * 180 + rng.normal(0, 9)) % 180  # OpenCV's hues end at 180
     saturation, value = rng.uniform(150, 255), rng.uniform(110, 255)
     colour = cv2.cvtColor(np.uint8([[[hue, saturation, value]]]), cv2.COLOR_HSV2BGR)[0, 0].astype(np.float32)
     y, x = np.mgrid[:size, :size].astype(np.float32) / size

@@ -13,6 +13,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mmdat.models.checkpoint import CheckpointError
 
+from .own_data import complete_config
 from .preflight import RunError, check_amp, check_run
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
@@ -25,6 +26,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         '--override',
         metavar='FILE',
         help='a config file merged over CONFIG; num_classes at its top level replaces every num_classes of the model')
+    parser.add_argument(
+        '--data', metavar='DIR', help='the directory of your data, with --override configs/own_data/… (its data_root)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -48,6 +51,13 @@ def load_config(args: argparse.Namespace) -> Config:
         name += '-' + Path(args.override).stem
     if args.cfg_options:
         cfg.merge_from_dict(args.cfg_options)
+    data = vars(args).get('data')
+    if data and not cfg.get('classes_from'):
+        raise RunError(f'--data {data} needs --override with the layout of your data, one of configs/own_data, such as '
+                       f'--override configs/own_data/coco_folder.py')
+    if cfg.get('classes_from'):
+        cfg.data_root = data or str(cfg.data_root)  # MMEngine makes a number of data_root=2024
+        _set_num_classes(cfg, len(complete_config(cfg)))
     cfg.launcher = args.launcher
     if args.work_dir or not cfg.get('work_dir'):
         cfg.work_dir = args.work_dir or os.path.join('work_dirs', name)
@@ -144,9 +154,20 @@ def _merge(cfg: Config, override: Config) -> None:
     num_classes = override.pop('num_classes', None)
     cfg.merge_from_dict(override)
     if num_classes is not None:
-        # Heads differ in where they keep it, Cascade R-CNN has one per stage, and Mixup needs it too.
-        for part in (cfg.model, cfg.get('data_preprocessor')):
-            _replace(part, 'num_classes', lambda old: num_classes)
+        _set_num_classes(cfg, num_classes)
+
+
+def _set_num_classes(cfg: Config, num_classes: int) -> None:
+    # Heads differ in where they keep it, Cascade R-CNN has one per stage, and Mixup needs it too.
+    for part in (cfg.model, cfg.get('data_preprocessor')):
+        for key in ('num_classes', 'num_things_classes'):
+            _replace(part, key, lambda old: num_classes)
+    # Mask2Former weighs each class, and last "no object"; the loss also knows of stuff, which has its own number.
+    for head in (cfg.model.get('panoptic_head'), cfg.model.get('decode_head')):
+        weights = head.get('loss_cls', {}).get('class_weight') if isinstance(head, dict) else None
+        if weights:
+            stuff = head.get('num_stuff_classes', 0)
+            head.loss_cls.class_weight = [weights[0]] * (num_classes + stuff) + [weights[-1]]
 
 
 def _replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:

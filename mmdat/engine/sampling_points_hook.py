@@ -1,79 +1,108 @@
 """A hook that draws where deformable attention looks."""
 import os.path as osp
-import re
-from contextlib import ExitStack
-from typing import Any, Dict, List, Optional
+from typing import Any, Dict, Optional
 
+import numpy as np
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
-from mmdat.models import DAT, record_sampling
-from mmdat.models.mixers import SamplingPoints
+from mmdat.models import DAT
 from mmdat.registry import HOOKS
-from mmdat.visualization.sampling_points import denormalise, draw_sampling_points
+from mmdat.visualization import View, attention_sheets, save_sheets
 
 
 @HOOKS.register_module()
 class SamplingPointsHook(Hook):
-    """Draw the sampling points of one image of the test set, one sheet per stage with deformable attention.
+    """Draw what deformable attention looks at, one sheet per stage: in testing, and during training if asked for.
 
-    The points are those of the test's own forward pass, over the image as the backbone got it, padding
-    included. Use it with ``custom_hooks=[dict(type='mmdat.SamplingPointsHook')]``.
+    A sheet shows, over the image as the backbone got it, padding included, the sampled points, the keys that some
+    queries attend to most, and the attention that each place receives. Use it with
+    ``custom_hooks=[dict(type='mmdat.SamplingPointsHook')]``.
+
+    In training the image is always the first of the run's first batch, so sheets can be compared. They go through
+    the runner's visualizer, as ``deformation_stage{n}``, with the number of iterations as step. The backbone runs once
+    more for each, in eval mode, which leaves training as it would be.
 
     Args:
         image: Number of the test batch whose first image is drawn.
-        out_dir: Where the sheets ``stage{n}.png`` go; a relative path is below the work directory.
+        out_dir: Where the sheets ``stage{n}.png`` of testing go; a relative path is below the work directory.
+        interval: Draw every so many epochs, or iterations, of training; 0 draws none.
+        by_epoch: Whether ``interval`` counts epochs.
+
+    Raises:
+        ValueError: If ``interval`` is negative, or the model has no backbone of type :class:`mmdat.DAT`.
     """
 
-    def __init__(self, image: int = 0, out_dir: str = 'sampling_points'):
+    def __init__(self, image: int = 0, out_dir: str = 'sampling_points', interval: int = 0, by_epoch: bool = True):
+        if interval < 0:
+            raise ValueError(f'interval must be 0 (no sheets in training) or positive, got {interval}')
         self.image = image
         self.out_dir = out_dir
-        self._recording: Optional[ExitStack] = None
-        self._inputs: List[Tensor] = []
-        self._points: Dict[str, List[SamplingPoints]] = {}
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self._watch: Optional[_FirstInput] = None
+        self._train_image: Optional[Tensor] = None
+
+    @master_only
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        if self.interval and self._train_image is None:
+            self._watch = _FirstInput(_backbone(runner))
+
+    @master_only
+    def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
+        if self._watch is not None:
+            self._train_image, self._watch = self._watch.take(), None
+        if self.interval and not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            self._log(runner, runner.iter + 1)
+
+    @master_only
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.interval and self.by_epoch and self.every_n_epochs(runner, self.interval):
+            self._log(runner, runner.iter)
 
     @master_only
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        if batch_idx != self.image:
-            return
-        backbone = _backbone(runner)
-        self._inputs = []
-        self._recording = ExitStack()
-        self._points = self._recording.enter_context(record_sampling(backbone))
-        handle = backbone.register_forward_pre_hook(lambda module, inputs: self._inputs.append(inputs[0]))
-        self._recording.callback(handle.remove)
+        if batch_idx == self.image:
+            self._watch = _FirstInput(_backbone(runner))
 
     @master_only
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
-        if self._recording is None:
+        if self._watch is None:
             return
-        self._recording.close()
-        self._recording = None
-        backbone = _backbone(runner)
-        image = denormalise(self._inputs[0][0], _model(runner).data_preprocessor)
-        # With test-time augmentation or sliding windows there are several passes: the first is drawn.
-        stages: Dict[int, List[SamplingPoints]] = {}
-        for name, calls in self._points.items():
-            if calls:  # pooling without offsets samples nothing
-                stages.setdefault(int(re.match(r'stages\.(\d+)\.', name)[1]), []).append(calls[0])
+        image, self._watch = self._watch.take(), None
         directory = osp.join(runner.work_dir, self.out_dir)
-        for stage, layers in stages.items():
-            draw_sampling_points(
-                image,
-                layers,
-                stride=4 * 2**stage,
-                convention=backbone.arch.generation,
-                out_file=osp.join(directory, f'stage{stage + 1}.png'),
-                title=f'stage {stage + 1}: {len(layers)} deformable layer(s)')
+        save_sheets(_sheets(runner, image), directory)
         runner.logger.info(f'Pictures of the sampling points are in {directory}')
-        self._inputs, self._points = [], {}
+
+    def _log(self, runner: Runner, step: int) -> None:
+        for stage, sheet in _sheets(runner, self._train_image, note=f' after {step} iterations').items():
+            runner.visualizer.add_image(f'deformation_stage{stage}', sheet, step)
 
 
-def _model(runner: Runner) -> Any:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+class _FirstInput:
+    """The first image that a backbone gets from now on. With test-time augmentation there are several."""
+
+    def __init__(self, backbone: DAT):
+        self._image: Optional[Tensor] = None
+        self._handle = backbone.register_forward_pre_hook(self._keep)
+
+    def _keep(self, module: DAT, args: tuple) -> None:
+        if self._image is None:
+            self._image = args[0][:1].detach().clone()
+
+    def take(self) -> Optional[Tensor]:
+        self._handle.remove()
+        return self._image
+
+
+def _sheets(runner: Runner, image: Tensor, note: str = '') -> Dict[int, np.ndarray]:
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    backbone = _backbone(runner)
+    view = View.of_input(image[0], model.data_preprocessor, backbone.arch.generation)
+    return attention_sheets(backbone, image, view, note=note)
 
 
 def _backbone(runner: Runner) -> DAT:

@@ -1,3 +1,7 @@
-from .sampling_points import draw_sampling_points, position_to_pixel
+from .attention import LayerAttention, record_attention
+from .sheets import attention_sheets, layer_names, save_sheets
+from .view import View, position_to_pixel
 
-__all__ = ['draw_sampling_points', 'position_to_pixel']
+__all__ = [
+    'LayerAttention', 'View', 'attention_sheets', 'layer_names', 'position_to_pixel', 'record_attention', 'save_sheets'
+]

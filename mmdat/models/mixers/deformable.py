@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mmdat.ops import (SAMPLERS, FixedBias, LogBias, TableBias, check_implementation, deform_sample,
                        deformable_attention)
+from mmdat.ops.position_bias import PositionBias
 from mmdat.registry import MODELS
 
 from ..layers import LayerNorm2d, Linear2d, depthwise_conv
@@ -131,7 +132,7 @@ class DeformableAttention(nn.Module):
             position = self.sampling_positions(query)
             sampled = deform_sample(x, position, self.sampler)
         out = deformable_attention(query, self.proj_k(sampled), self.proj_v(sampled), self.num_heads,
-                                   self._bias(query, position), self.attn_drop_rate if self.training else 0.0,
+                                   self.score_bias(query, position), self.attn_drop_rate if self.training else 0.0,
                                    self.impl)
         if self.position_bias == 'dwconv':
             out = out + self.bias_conv(query)
@@ -183,7 +184,8 @@ class DeformableAttention(nn.Module):
         # A single point has no extent to divide by: it lies in the centre.
         return (i + first) / cells * 2 - 1 if cells else torch.zeros_like(i)
 
-    def _bias(self, query: Tensor, position: Optional[Tensor]):
+    def score_bias(self, query: Tensor, position: Optional[Tensor]) -> Optional[PositionBias]:
+        """What is added to the scores of the projected query ``(B, C, H, W)`` at the sampled positions, if anything."""
         if self.position_bias in ('none', 'dwconv'):
             return None
         height, width = query.shape[2:]

@@ -1,0 +1,151 @@
+"""Predictions of a trained model for images at hand, by the inferencer of the toolbox that the config belongs to."""
+from typing import Any, Dict, List
+
+import numpy as np
+import torch
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from mmengine.runner import CheckpointLoader
+
+from mmdat.models.checkpoint import unwrap
+
+from .preflight import RunError, check_run
+from .weights import load_weights
+
+SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
+# The inferencers load weights by MMEngine's CheckpointLoader; this prefix makes it read them without pickled code.
+_PREFIX = 'mmdat-weights:'
+
+
+class Predictor:
+    """A model with its weights, for detection, segmentation or classification.
+
+    Args:
+        cfg: The whole config; ``default_scope`` says which toolbox's inferencer is taken.
+        checkpoint: A local file, of training or of the official release.
+        device: Where the model runs, such as ``'cpu'`` or ``'cuda:0'``.
+
+    Attributes:
+        scope: mmdet, mmseg or mmpretrain.
+        classes: The names of the classes.
+
+    Raises:
+        RunError: If config, checkpoint and device cannot be used, or do not fit each other.
+    """
+
+    def __init__(self, cfg: Config, checkpoint: str, device: str):
+        self.scope = cfg.get('default_scope')
+        if self.scope not in SCOPES:
+            raise RunError(f'inference works with default_scope {", ".join(SCOPES)}, but the config has {self.scope}')
+        _check_device(device)
+        if '://' in checkpoint:
+            raise RunError(f'the checkpoint must be a local file: download {checkpoint} first')
+        check_run(Config(dict(load_from=checkpoint)), training=False)
+        weights = load_weights(checkpoint)
+
+        init_default_scope(self.scope)
+        cfg = cfg.copy()
+        dataset = cfg.test_dataloader.dataset
+        dataset.pipeline = [step for step in dataset.pipeline if 'Annotations' not in step['type']]
+        if 'visualizer' in cfg:
+            cfg.visualizer.vis_backends = None  # pictures are written by the caller
+        meta = _dataset_meta(weights, dataset)
+        weights['meta'] = dict(weights.get('meta') or {}, dataset_meta=meta)
+        self.classes = list(meta['classes'])
+
+        def load_from_weights_only(filename: str, map_location: Any = None) -> Dict[str, Any]:
+            return weights
+
+        CheckpointLoader.register_scheme(_PREFIX, load_from_weights_only, force=True)
+        self._inferencer = _build(self.scope, cfg, _PREFIX + checkpoint, device)
+        _check_fit(self._inferencer.model, unwrap(weights), checkpoint)
+
+    def predict(self, images: List[np.ndarray]) -> List[Any]:
+        """Predict for a batch of images.
+
+        Args:
+            images: BGR, ``(H, W, 3)`` uint8; of one size if there are several.
+
+        Returns:
+            The data samples of the toolbox, on the CPU.
+        """
+        results = self._inferencer(images, batch_size=len(images), return_datasamples=True)
+        if self.scope == 'mmdet':
+            results = results['predictions']
+        # mmseg hands out a single sample without a list.
+        return [sample.cpu() for sample in (results if isinstance(results, (list, tuple)) else [results])]
+
+    def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+        """The image with a prediction drawn over it.
+
+        Args:
+            image: BGR, ``(H, W, 3)`` uint8.
+            sample: What :meth:`predict` returned for it.
+            score_thr: Boxes below this score are not drawn.
+
+        Returns:
+            BGR, of the image's size.
+        """
+        rgb = np.ascontiguousarray(image[..., ::-1])
+        if self.scope == 'mmdet':
+            drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, pred_score_thr=score_thr)[0]
+        elif self.scope == 'mmseg':
+            drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, opacity=0.6)[0]
+        else:
+            if self._inferencer.visualizer is None:
+                from mmpretrain.visualization import UniversalVisualizer
+                self._inferencer.visualizer = UniversalVisualizer()
+            drawn = self._inferencer.visualizer.visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
+        return np.ascontiguousarray(drawn[..., ::-1])
+
+
+def _check_device(device: str) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise RunError(f'the device {device!r} cannot be used here ({reason}): choose another with --device, such as '
+                       f'cpu') from error
+
+
+def _dataset_meta(checkpoint: Dict[str, Any], dataset: Dict[str, Any]) -> Dict[str, Any]:
+    """Names and colours of the classes: the checkpoint's, which knows what it was trained on, or the config's."""
+    meta = dict(DATASETS.build(dict(dataset, pipeline=[], lazy_init=True)).metainfo)
+    saved = checkpoint.get('meta') or {}
+    saved = saved.get('dataset_meta') or dict(classes=saved.get('CLASSES'), palette=saved.get('PALETTE'))
+    meta.update({key.lower(): value for key, value in saved.items() if value})
+    if not meta.get('classes'):
+        raise RunError('neither the checkpoint nor the config names the classes: set '
+                       'test_dataloader.dataset.metainfo.classes in the config')
+    palette = meta.get('palette')
+    if not isinstance(palette, (list, tuple)) or len(palette) < len(meta['classes']):
+        palette = np.random.RandomState(0).randint(0, 256, (len(meta['classes']), 3)).tolist()
+    return dict(classes=tuple(meta['classes']), palette=palette)
+
+
+def _build(scope: str, cfg: Config, weights: str, device: str) -> Any:
+    if scope == 'mmdet':
+        from mmdet.apis import DetInferencer
+        return DetInferencer(cfg, weights, device=device, show_progress=False)
+    if scope == 'mmseg':
+        from mmseg.apis import MMSegInferencer
+        inferencer = MMSegInferencer(cfg, weights, device=device)
+        inferencer.show_progress = False  # mmseg 1.2 has no argument for it
+        return inferencer
+    import mmpretrain.utils.progress
+    from mmpretrain import ImageClassificationInferencer
+    mmpretrain.utils.progress.disable_progress_bar = True
+    return ImageClassificationInferencer(cfg, pretrained=weights, device=device)
+
+
+def _check_fit(model: torch.nn.Module, weights: Dict[str, Any], path: str) -> None:
+    """Refuse heads of another model, which MMEngine loads with a warning; the backbone has checks of its own."""
+    heads = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
+    for key, value in heads.items():
+        if key in weights and weights[key].shape != value.shape:
+            raise RunError(f'{path} does not fit the config: {key} is {tuple(weights[key].shape)} in the file and '
+                           f'{tuple(value.shape)} in the model; take the config that it was trained with, which '
+                           f'training leaves in its work directory')
+    if heads and not any(key in weights for key in heads):
+        raise RunError(f'{path} does not fit the config: it has none of the weights of the heads, such as '
+                       f'{next(iter(heads))}')

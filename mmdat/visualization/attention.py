@@ -1,0 +1,129 @@
+"""The attention weights of deformable layers, for analysis; the layers themselves never hold them all."""
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Dict, Iterator, List, Optional, Tuple
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from mmdat.models import DeformableAttention, record_sampling
+from mmdat.models.mixers import SamplingPoints
+from mmdat.ops import deform_sample
+from mmdat.ops.budget import scores_at_a_time
+from mmdat.ops.position_bias import PositionBias
+
+
+@dataclass
+class LayerAttention:
+    """One deformable layer in one forward pass; the weights are computed when asked for, at least in float32.
+
+    Attributes:
+        query: Projected queries ``(B, C, H, W)``.
+        key: Projected keys ``(B, C, Hk, Wk)``.
+        bias: What is added to the scores.
+        points: What was sampled, for each of the ``G`` offset groups.
+        num_heads: Heads; head j belongs to group ``j // (num_heads / G)``.
+        key_stride: Cells of the map per key, along each axis.
+    """
+    query: Tensor
+    key: Tensor
+    bias: Optional[PositionBias]
+    points: SamplingPoints
+    num_heads: int
+    key_stride: int
+
+    def weights(self, start: int, stop: int) -> Tensor:
+        """Attention of the queries in some rows of the map to all keys, ``(B, heads, rows * W, Hk * Wk)``."""
+        dtype = torch.promote_types(self.query.dtype, torch.float32)
+        query, key = [
+            x.to(dtype).flatten(2).unflatten(1, (self.num_heads, -1)) for x in (self.query[:, :, start:stop], self.key)
+        ]
+        scores = query.transpose(2, 3) @ key * query.shape[2]**-0.5
+        if self.bias is not None:
+            scores = scores + self.bias.rows(start, stop)
+        return scores.softmax(-1)
+
+    def chunks(self, chunk_bytes: Optional[int] = None) -> Iterator[Tuple[int, int]]:
+        """Ranges of rows that together are the whole map, a budget of scores each; see :mod:`mmdat.ops.budget`."""
+        batch, _, height, width = self.query.shape
+        row = batch * self.num_heads * width * self.key[0, 0].numel()
+        rows = max(scores_at_a_time(self.query.device, torch.float32, chunk_bytes) // row, 1)
+        for start in range(0, height, rows):
+            yield start, min(start + rows, height)
+
+    def of_query(self, row: int, col: int) -> Tensor:
+        """Attention of one query, averaged over the heads, to each key of each group, ``(B, G, Hk, Wk)``; sums to 1."""
+        weights = self.weights(row, row + 1)[:, :, col]
+        return self._per_group(weights) / self.num_heads
+
+    def received(self, chunk_bytes: Optional[int] = None) -> Tensor:
+        """Attention that each key of each group receives, over all queries and heads, ``(B, G, Hk, Wk)``."""
+        return self._per_group(sum(self.weights(*rows).sum(2) for rows in self.chunks(chunk_bytes)))
+
+    def received_map(self) -> Tensor:
+        """Attention that each cell of the map receives, ``(B, H, W)``.
+
+        What a key receives goes to the (up to four) cells that it was interpolated from, with the weights of the
+        interpolation. So all cells together receive ``H * W * heads``, less what falls outside of the map.
+        """
+        received = self.received()
+        batch, groups = received.shape[:2]
+        blank = received.new_zeros(batch, groups, *self.query.shape[2:], requires_grad=True)
+        with torch.enable_grad():
+            # Sampling is linear in the map: its gradient is the way back from keys to cells.
+            sampled = deform_sample(blank, self.points.position.to(received.dtype))
+            return torch.autograd.grad(sampled, blank, received)[0].sum(1)
+
+    def _per_group(self, weights: Tensor) -> Tensor:
+        """Sum ``(B, heads, N)`` over the heads of each group: ``(B, G, Hk, Wk)``."""
+        groups = self.points.position.shape[1]
+        return weights.unflatten(1, (groups, -1)).sum(2).unflatten(2, tuple(self.key.shape[2:]))
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[Dict[str, List[LayerAttention]]]:
+    """Record what the attention of every deformable layer of a model follows from while the ``with`` block runs.
+
+    Forward passes return what they always return. Layers that pool in place of sampling are left out.
+
+    Example:
+        >>> with torch.no_grad(), record_attention(model) as layers:
+        ...     model(images)
+        >>> received = layers['stages.2.blocks.1.mixer'][0].received()
+
+    Args:
+        model: Any module that holds deformable attention.
+
+    Yields:
+        A dict from the layer's name in ``model`` to its :class:`LayerAttention`, one per call of the layer.
+    """
+    records: Dict[str, List[LayerAttention]] = {}
+    with ExitStack() as stack:
+        points = stack.enter_context(record_sampling(model))
+        for name, layer in model.named_modules():
+            if isinstance(layer, DeformableAttention) and layer.offset_net is not None:
+                records[name] = []
+                for handle in _watch(layer, points[name], records[name]):
+                    stack.callback(handle.remove)
+        yield records
+
+
+def _watch(layer: DeformableAttention, points: List[SamplingPoints], record: List[LayerAttention]) -> List:
+    projected = {}
+
+    def keep(name: str):
+        return lambda module, args, out: projected.__setitem__(name, out.detach())
+
+    def assemble(module, args, out) -> None:
+        query, position = projected['query'], points[-1].position.detach()
+        with torch.no_grad():
+            bias = layer.score_bias(query, position)
+        record.append(
+            LayerAttention(query, projected['key'], bias, points[-1], layer.num_heads, layer.stride))
+
+    return [
+        layer.proj_q.register_forward_hook(keep('query')),
+        layer.proj_k.register_forward_hook(keep('key')),
+        layer.register_forward_hook(assemble),
+    ]

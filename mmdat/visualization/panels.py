@@ -1,0 +1,119 @@
+"""The three pictures of one deformable layer: where it samples, what queries attend to, what receives attention."""
+import math
+from typing import Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from matplotlib.axes import Axes
+from torch import Tensor
+
+from mmdat.models.mixers import SamplingPoints
+
+from .attention import LayerAttention
+from .view import View
+
+
+def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPoints, max_points: int = 400) -> None:
+    """Reference points as crosses, offsets as arrows, sampled points as dots, in one colour per offset group.
+
+    This is the kind of figure 1 of DAT and figure 5 of DAT++.
+
+    Args:
+        axes: Where to draw.
+        view: The picture, and where the layer's map lies in it.
+        stride: Pixels of the backbone's input per cell of the map.
+        points: What the layer sampled; the first image of the batch is drawn.
+        max_points: With more points per group, only every n-th along each axis is drawn.
+    """
+    rows, cols, _ = points.reference.shape
+    step = math.ceil(math.sqrt(rows * cols / max_points))
+    start, end = [
+        view.locate(p[..., ::step, ::step, :], stride).flatten(-3, -2) for p in (points.reference, points.position[0])
+    ]
+    axes.imshow(view.picture, alpha=0.75)
+    for group, target in enumerate(end):
+        move = target - start
+        axes.quiver(
+            start[:, 1], start[:, 0], move[:, 1], move[:, 0], color=f'C{group % 10}', angles='xy', scale_units='xy',
+            scale=1, width=0.0025, headwidth=4, alpha=0.7)
+        axes.scatter(target[:, 1], target[:, 0], s=14, color=f'C{group % 10}', edgecolors='black', linewidths=0.4,
+                     label=f'group {group + 1}', zorder=3)
+    axes.scatter(start[:, 1], start[:, 0], s=14, c='black', marker='+', linewidths=0.8, label='reference')
+    axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=5, frameon=False, fontsize='small')
+    shown = '' if step == 1 else f', 1 in {step * step} shown'
+    axes.set_title(f'sampled points: {rows} x {cols}{shown}, {len(end)} group(s)')
+    _frame(axes, view, start)
+
+
+def draw_queries(axes: Axes,
+                 view: View,
+                 stride: int,
+                 attention: LayerAttention,
+                 queries: Sequence[Tuple[float, float]],
+                 count: int = 20) -> None:
+    """The most attended keys of some queries as circles, their area in proportion to the attention.
+
+    A query is marked by a star where it is and has the colour of its circles. Attention is the mean over the heads;
+    keys of all groups take part.
+
+    Args:
+        axes: Where to draw.
+        view: The picture, and where the layer's map lies in it.
+        stride: Pixels of the backbone's input per cell of the map.
+        attention: The layer; the first image of the batch is drawn.
+        queries: Pixels (y, x) of the picture; each stands for the cell of the map that is nearest.
+        count: Circles per query.
+    """
+    position = view.locate(attention.points.position[0], stride).flatten(0, 2)
+    found = []
+    for query in queries:
+        weights = attention.of_query(*view.cell(query, stride))[0].flatten().float().cpu()
+        found.append(weights.topk(min(count, len(weights))))
+    largest = max(float(weights[0]) for weights, _ in found)
+    axes.imshow(view.picture, alpha=0.75)
+    for number, (query, (weights, keys)) in enumerate(zip(queries, found)):
+        colour = f'C{number % 10}'
+        # Rings, because queries often share keys.
+        axes.scatter(position[keys, 1], position[keys, 0], s=500 * weights / largest, facecolors='none',
+                     edgecolors=colour, linewidths=1.8)
+        axes.scatter(query[1], query[0], s=160, color=colour, marker='*', edgecolors='white', linewidths=0.8, zorder=4,
+                     label=f'query {query[1]:g},{query[0]:g}')
+    axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=3, frameon=False, fontsize='small')
+    axes.set_title(f'most attended keys: up to {largest:.1%}, evenly {1 / len(position):.1%}')
+    _frame(axes, view, position)
+
+
+def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention) -> None:
+    """A heat map of how much attention each place receives, summed over queries and heads; 1 is the average.
+
+    Args:
+        axes: Where to draw.
+        view: The picture, and where the layer's map lies in it.
+        stride: Pixels of the backbone's input per cell of the map.
+        attention: The layer; the first image of the batch is drawn.
+    """
+    heat = _blur(attention.received_map()[0].float().cpu(), attention.key_stride)
+    axes.imshow(view.picture.mean(-1), cmap='gray')
+    heat_image = axes.imshow(heat / heat.mean(), extent=view.extent(stride), cmap='inferno', alpha=0.6, vmin=0,
+                             interpolation='bilinear')
+    axes.figure.colorbar(heat_image, ax=axes, fraction=0.046, pad=0.02)
+    axes.set_title('attention received, 1 = average')
+    _frame(axes, view)
+
+
+def _blur(heat: Tensor, key_stride: int) -> Tensor:
+    """Spread over one key's distance, so that evenly spaced keys of equal attention give an even picture."""
+    border = (key_stride - 1, ) * 4
+    box = lambda x: F.avg_pool2d(x, key_stride, stride=1)  # noqa: E731
+    return box(box(F.pad(heat[None], border)))[0]
+
+
+def _frame(axes: Axes, view: View, points: Tensor = torch.zeros(0, 2)) -> None:
+    """Show the whole picture, the padding of the input, and points: references of DAT++ lie up to a cell outside."""
+    height, width = view.picture.shape[:2]
+    corners = view.to_picture(torch.tensor([[-0.5, -0.5], [side - 0.5 for side in view.input_size]]))
+    corners = torch.cat([corners, torch.tensor([[-0.5, -0.5], [height - 0.5, width - 0.5]]), points])
+    (top, left), (bottom, right) = corners.amin(0).tolist(), corners.amax(0).tolist()
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
+    axes.set_axis_off()

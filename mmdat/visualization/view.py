@@ -1,0 +1,121 @@
+"""Where a stage's map, the input of the backbone and a picture of it lie on each other.
+
+Pixels are (y, x) throughout; whole numbers are centres of pixels.
+"""
+import math
+from dataclasses import dataclass
+from typing import List, Sequence, Tuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def position_to_pixel(position: Tensor, image_size: Tuple[int, int], stride: int, convention: str) -> Tensor:
+    """Where normalised positions on a stage's map lie in the image that the backbone got.
+
+    -1 and 1 are the centres of the map's first and last cell (``align_corners=True``). In DAT a cell is
+    a patch of stride x stride pixels and its centre the patch's. In DAT++ cells are made by padded
+    convolutions of odd kernels, and the first is centred on the first pixel.
+
+    Args:
+        position: ``(..., 2)``, (y, x) in [-1, 1].
+        image_size: Height and width of the image in pixels, padding included.
+        stride: Pixels per cell of the map.
+        convention: ``'dat'`` or ``'dat++'``.
+
+    Returns:
+        ``(..., 2)``, (y, x) in pixels.
+    """
+    cells, centre = _cells(image_size, stride, convention)
+    last = position.new_tensor(cells) - 1
+    return (position + 1) / 2 * last * stride + centre
+
+
+def _cells(image_size: Sequence[int], stride: int, convention: str) -> Tuple[List[int], float]:
+    """Size of a stage's map, and the pixel that its first cell is centred on."""
+    if convention == 'dat':
+        return [side // stride for side in image_size], (stride - 1) / 2
+    return [math.ceil(side / stride) for side in image_size], 0.0
+
+
+@dataclass
+class View:
+    """A picture, and how the input of the backbone was made of it.
+
+    Attributes:
+        picture: RGB uint8 ``(height, width, 3)``.
+        input_size: Height and width of what the backbone got, padding included.
+        convention: ``'dat'`` or ``'dat++'``, the generation of the backbone.
+        scale: (y, x), input pixels per pixel of the picture.
+        shift: (y, x), where the picture's upper left corner (not the centre of its first pixel) came to lie in the
+            input; not zero after cropping.
+    """
+    picture: np.ndarray
+    input_size: Tuple[int, int]
+    convention: str
+    scale: Tuple[float, float] = (1.0, 1.0)
+    shift: Tuple[float, float] = (0.0, 0.0)
+
+    @classmethod
+    def of_input(cls, inputs: Tensor, data_preprocessor: torch.nn.Module, convention: str) -> 'View':
+        """The view whose picture is the input itself, ``(3, H, W)``, padding included."""
+        return cls(denormalise(inputs, data_preprocessor), tuple(inputs.shape[1:]), convention)
+
+    def to_input(self, pixel: Tensor) -> Tensor:
+        """Pixels of the picture, ``(..., 2)``, to pixels of the input."""
+        return (pixel + 0.5) * pixel.new_tensor(self.scale) + pixel.new_tensor(self.shift) - 0.5
+
+    def to_picture(self, pixel: Tensor) -> Tensor:
+        """Pixels of the input, ``(..., 2)``, to pixels of the picture."""
+        return (pixel + 0.5 - pixel.new_tensor(self.shift)) / pixel.new_tensor(self.scale) - 0.5
+
+    def locate(self, position: Tensor, stride: int) -> Tensor:
+        """Where normalised positions ``(..., 2)`` on a stage's map lie in the picture."""
+        position = position.detach().float().cpu()
+        return self.to_picture(position_to_pixel(position, self.input_size, stride, self.convention))
+
+    def cell(self, pixel: Sequence[float], stride: int) -> Tuple[int, int]:
+        """Row and column of the cell of a stage's map that is nearest to a pixel of the picture."""
+        cells, centre = _cells(self.input_size, stride, self.convention)
+        index = (self.to_input(torch.tensor(pixel, dtype=torch.float64)) - centre) / stride
+        row, col = [min(max(round(float(i)), 0), n - 1) for i, n in zip(index, cells)]
+        return row, col
+
+    def extent(self, stride: int) -> Tuple[float, float, float, float]:
+        """Borders of a stage's map in the picture: left, right, bottom, top, as matplotlib takes them."""
+        cells, centre = _cells(self.input_size, stride, self.convention)
+        first = torch.tensor([centre - stride / 2] * 2)
+        (top, left), (bottom, right) = [
+            self.to_picture(corner).tolist() for corner in (first, first + torch.tensor(cells) * stride)
+        ]
+        return left, right, bottom, top
+
+    def seen(self, pixel: Sequence[float]) -> bool:
+        """Whether a pixel of the picture is a pixel of the input: some are cut away by cropping."""
+        inside = self.to_input(torch.tensor(pixel, dtype=torch.float64))
+        return all(-0.5 <= p <= side - 0.5 for p, side in zip(inside.tolist(), self.input_size))
+
+    def default_queries(self) -> List[Tuple[float, float]]:
+        """Three pixels on the diagonal of what both the picture and the input have: the centre and half way to it."""
+        corners = self.to_picture(torch.tensor([[-0.5, -0.5], [side - 0.5 for side in self.input_size]]))
+        first = corners[0].clamp(min=0)
+        last = torch.minimum(corners[1], torch.tensor(self.picture.shape[:2]) - 1.0)
+        return [tuple((first + (last - first) * part).round().tolist()) for part in (0.5, 0.25, 0.75)]
+
+
+def denormalise(inputs: Tensor, data_preprocessor: torch.nn.Module) -> np.ndarray:
+    """The RGB uint8 ``(H, W, 3)`` image of a normalised ``(3, H, W)`` input of the backbone.
+
+    Args:
+        inputs: What the backbone got, one image.
+        data_preprocessor: The one of mmdet, mmseg or mmpretrain that made it.
+    """
+    image = inputs.detach().float().cpu()
+    if getattr(data_preprocessor, '_enable_normalize', False):
+        image = image * data_preprocessor.std.cpu() + data_preprocessor.mean.cpu()
+    # Images are loaded as BGR; the toolboxes differ in how they call the conversion.
+    converted = any(getattr(data_preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion',
+                                                                         'to_rgb'))
+    image = image if converted else image.flip(0)
+    return image.permute(1, 2, 0).round().clamp(0, 255).byte().numpy()

@@ -1,0 +1,314 @@
+"""tools/infer.py: images, folders, globs and videos in, pictures and predictions out, for all three tasks."""
+import importlib.util
+import json
+import pickle
+import shutil
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.visualization import Visualizer
+from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+
+import mmdat.engine.inference
+from mmdat.datasets import make_shapes
+from mmdat.engine.runner import evaluate, load_config, run
+from mmdat.engine.weights import load_weights
+from mmdat.models.checkpoint import CheckpointError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    'detection': ROOT / 'configs/demo/maskrcnn_datnano_shapes.py',
+    'segmentation': ROOT / 'configs/demo/upernet_datppnano_shapes.py',
+    'classification': ROOT / 'configs/demo/datnano_shapes.py',
+}
+CLASSES = {
+    'detection': ['circle', 'square', 'triangle', 'star'],
+    'segmentation': ['background', 'circle', 'square', 'triangle', 'star'],
+    'classification': ['circle', 'square', 'star', 'triangle'],
+}
+TASKS = sorted(CONFIGS)
+
+
+def config(task, **options):
+    return load_config(
+        Namespace(
+            config=str(CONFIGS[task]), override=None, cfg_options=options or None, work_dir='work', launcher='none',
+            local_rank=0))
+
+
+@pytest.fixture(scope='module')
+def place(tmp_path_factory):
+    """Demo data, and a checkpoint of each task as MMEngine saves it, with random weights."""
+    place = tmp_path_factory.mktemp('infer')
+    make_shapes(place / 'data/shapes', num_train=1, num_val=2, size=64)
+    for task in TASKS:
+        cfg = config(task)
+        init_default_scope(cfg.default_scope)
+        torch.manual_seed(0)
+        cfg.model.setdefault('data_preprocessor', cfg.get('data_preprocessor'))
+        model = MODELS.build(cfg.model)
+        for parameter in model.parameters():  # some are zero at first, and all predictions alike
+            torch.nn.init.normal_(parameter, std=0.05)
+        palette = dict(palette=[[9 * i, 90, 250 - 9 * i] for i in range(5)]) if task == 'segmentation' else {}
+        torch.save(
+            dict(
+                meta=dict(dataset_meta=dict(classes=tuple(CLASSES[task]), **palette), seed=np.int64(0)),
+                state_dict=model.state_dict(),
+                message_hub=dict(log_scalars={'train/loss': HistoryBuffer([1.0], [1])})), place / f'{task}.pth')
+    return place
+
+
+@pytest.fixture
+def workplace(place, tmp_path, monkeypatch):
+    for path in place.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load_tool():
+    spec = importlib.util.spec_from_file_location('infer', ROOT / 'tools/infer.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def infer(workplace, monkeypatch):
+    """Run the tool in this process, up to its exit; returns images.json, predictions.json."""
+    tool = load_tool()
+
+    def call(task, *args, code=0):
+        arguments = [CONFIGS[task], f'{task}.pth', *args, '--device', 'cpu', '--out-dir', 'out']
+        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments)])
+        if code:
+            with pytest.raises(SystemExit) as exit:
+                run(tool.main)
+            assert exit.value.code == code
+        else:
+            run(tool.main)
+        return [json.loads(Path('out', name).read_text()) for name in ('images.json', 'predictions.json')]
+
+    call.tool = tool
+    return call
+
+
+def make_video(path, size=(46, 70), frames=4, rate=7):
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*'MJPG'), rate, size[::-1])
+    assert writer.isOpened()
+    for i in range(frames):
+        frame = np.full((*size, 3), 60 * i, np.uint8)
+        frame[10:30, 10 + 5 * i:30 + 5 * i] = (0, 200, 255)
+        writer.write(frame)
+    writer.release()
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_it_predicts_what_testing_predicts(task, infer):
+    Visualizer._instance_dict.clear()
+    loading = {f'test_dataloader.{key}': value
+               for key, value in dict(num_workers=0, persistent_workers=False, batch_size=1).items()}  # yapf: disable
+    evaluate(config(task, **loading, custom_hooks=[]), f'{task}.pth', out='expected.pkl')
+    expected = pickle.loads(Path('expected.pkl').read_bytes())
+    if task == 'classification':
+        images, predictions = infer(task, 'data/shapes/classification/val/circle', 'data/shapes/classification/val/square')
+        for prediction, sample in zip(predictions, expected):
+            np.testing.assert_allclose(prediction['scores'], sample['pred_score'], atol=1e-5)
+            best = int(np.argmax(prediction['scores']))
+            assert prediction['category_id'] == best + 1 and prediction['category'] == CLASSES[task][best]
+            assert prediction['score'] == prediction['scores'][best]
+    else:
+        images, predictions = infer(task, 'data/shapes/images/validation', '--score-thr', 0)
+    if task == 'segmentation':
+        for prediction, sample in zip(predictions, expected):
+            labels = cv2.imread(str(Path('out', prediction['label_map'])), cv2.IMREAD_UNCHANGED)
+            np.testing.assert_array_equal(labels, sample['pred_sem_seg']['data'][0])
+    if task == 'detection':
+        assert len(predictions) == sum(len(sample['pred_instances']['scores']) for sample in expected) > 0
+        coco = COCO('out/images.json')
+        results = coco.loadRes('out/predictions.json')
+        for image, sample in zip(images['images'], expected):
+            found = results.loadAnns(results.getAnnIds(imgIds=image['id']))
+            wanted = sample['pred_instances']
+            np.testing.assert_allclose([one['score'] for one in found], wanted['scores'], atol=1e-5)
+            assert [one['category_id'] - 1 for one in found] == wanted['labels'].tolist()
+            corners = [[x, y, x + w, y + h] for x, y, w, h in (one['bbox'] for one in found)]
+            np.testing.assert_allclose(corners, wanted['bboxes'], atol=1e-3)
+            masks = coco_mask.decode([one['segmentation'] for one in found])
+            assert (masks == coco_mask.decode(wanted['masks'])).mean() > 0.999
+    assert len(images['images']) == len(expected) == 2
+    assert [category['name'] for category in images['categories']] == CLASSES[task]
+    for image in images['images']:
+        drawn = cv2.imread(f'out/pictures/{Path(image["file_name"]).stem}.jpg')
+        original = cv2.imread(image['file_name'])
+        assert drawn.shape == original.shape == (image['height'], image['width'], 3)
+        # Not the picture as it was, but still that picture: in the right order of channels.
+        assert np.abs(drawn.astype(int) - original).max() > 40
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_unreadable_files_are_left_out_and_the_rest_is_finished(task, infer, capsys):
+    folder = Path('mixed')
+    folder.mkdir()
+    for number, size in enumerate([(64, 64), (64, 64), (96, 64), (64, 96)]):
+        name = 'same.png' if number == 3 else f'{"same" if number == 2 else number}.jpg'
+        image = np.random.default_rng(number).integers(0, 255, (*size, 3), dtype=np.uint8)
+        cv2.imwrite(str(folder / name), image)
+    (folder / 'broken.jpg').write_bytes(b'no image')
+    (folder / 'empty.png').touch()
+    (folder / 'broken.mp4').write_bytes(b'no video' * 20)
+    (folder / 'notes.txt').write_text('not looked at')
+    images, predictions = infer(task, folder, '--batch-size', 2, '--score-thr', 0, code=1)
+    names = ['0.jpg', '1.jpg', 'same.jpg', 'same.png']
+    assert [image['file_name'] for image in images['images']] == [f'mixed/{name}' for name in names]
+    assert {prediction['image_id'] for prediction in predictions} == {1, 2, 3, 4}
+    assert {path.name for path in Path('out/pictures').iterdir()} == {'0.jpg', '1.jpg', 'same.jpg', 'same_2.jpg'}
+    error = capsys.readouterr().err
+    last = error.strip().splitlines()[-1]
+    assert last.startswith('infer.py: 3 of 7 files could not be read and were left out: ')
+    for name in ('broken.jpg', 'empty.png', 'broken.mp4'):
+        assert f'skipped mixed/{name}: ' in error and f'mixed/{name} (' in last
+    assert 'Traceback' not in error
+
+
+def test_batches_are_of_one_size(infer):
+    pictures = [infer.tool.Picture(Path(str(i)), np.zeros(shape)) for i, shape in enumerate('aabbbba')
+                for shape in [(8, 8, 3) if shape == 'a' else (9, 8, 3)]]  # yapf: disable
+    assert [len(batch) for batch in infer.tool.batches(iter(pictures), 3)] == [2, 3, 1, 1]
+
+
+def test_inputs_of_every_kind(infer):
+    folder = Path('photos')
+    folder.mkdir()
+    for name in ('b.JPG', 'a.png', 'clip.avi', 'notes.txt'):
+        (folder / name).touch()
+    find = infer.tool.find_inputs
+    assert find(['photos']) == [folder / name for name in ('a.png', 'b.JPG', 'clip.avi')]
+    assert find(['photos/*.png', 'photos/a.png', 'photos/b.JPG']) == [folder / 'a.png', folder / 'b.JPG']
+    (folder / 'odd[1].png').touch()
+    assert find(['photos/odd[1].png']) == [folder / 'odd[1].png']
+
+
+@pytest.mark.parametrize('task', TASKS)
+def test_video(task, infer):
+    make_video('clip.avi')
+    images, predictions = infer(task, 'clip.avi', '--batch-size', 3, '--score-thr', 0)
+    assert [(image['frame'], image['file_name'], image['height'], image['width'])
+            for image in images['images']] == [(i, 'clip.avi', 46, 70) for i in range(4)]
+    assert {prediction['frame'] for prediction in predictions} == {0, 1, 2, 3}
+    drawn = cv2.VideoCapture('out/pictures/clip.mp4')
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    assert (drawn.get(cv2.CAP_PROP_FRAME_HEIGHT), drawn.get(cv2.CAP_PROP_FRAME_WIDTH)) == (46, 70)
+    assert drawn.get(cv2.CAP_PROP_FPS) == pytest.approx(7)
+    if task == 'segmentation':
+        assert sorted(path.name for path in Path('out/label_maps/clip').iterdir()) == [f'{i:06d}.png' for i in range(4)]
+
+
+def test_video_without_a_codec_becomes_frames(infer, monkeypatch, capsys):
+    make_video('clip.avi', frames=2)
+    monkeypatch.setattr(cv2, 'VideoWriter_fourcc', lambda *letters: int.from_bytes(b'none', 'little'))
+    infer('classification', 'clip.avi')
+    assert 'no codec here to write out/pictures/clip.mp4' in capsys.readouterr().err
+    assert [path.relative_to('out/pictures').as_posix() for path in sorted(Path('out/pictures').rglob('*.*'))] == [
+        'clip/000000.jpg', 'clip/000001.jpg']  # yapf: disable
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['{config}', '{checkpoint}', 'nope.jpg'], r'there is no input /.*/nope.jpg: name an image, a folder'),
+    (['{config}', '{checkpoint}', 'no*.jpg'], r'there is no input /.*/no\*.jpg'),
+    (['{config}', '{checkpoint}', 'bare'], 'the folder /.*/bare has no images or videos'),
+    (['nope.py', '{checkpoint}', '{image}'], 'there is no config file /.*/nope.py'),
+    (['{config}', 'nope.pth', '{image}'], 'needs the checkpoint /.*/nope.pth, which does not exist'),
+    (['{config}', 'https://example.com/x.pth', '{image}'], 'download https://example.com/x.pth first'),
+    (['{config}', 'official.pth', '{image}'], 'official.pth holds only a backbone in the official layout'),
+    (['{config}', 'text.pth', '{image}'], 'text.pth is not a readable PyTorch checkpoint'),
+    (['{config}', '{checkpoint}', '{image}', '--device', 'gpu9'], "the device 'gpu9' cannot be used here"),
+    (['{config}', '{checkpoint}', '{image}', '--batch-size', '0'], '--batch-size must be at least 1, got 0'),
+    (['{config}', '{checkpoint}', '{image}', '--out-dir', 'text.pth'], '--out-dir must be a directory'),
+    (['{config}', '{checkpoint}', '{image}', '--cfg-options', 'default_scope=mmpose'], 'but the config has mmpose'),
+])
+def test_what_is_missing_is_said_before_the_model_is_built(arguments, message, workplace, monkeypatch, capsys):
+    import re
+    Path('bare').mkdir()
+    Path('text.pth').write_text('text')
+    torch.save({'model': {'patch_proj.0.weight': torch.zeros(1)}}, 'official.pth')
+    names = dict(config=CONFIGS['detection'], checkpoint='detection.pth',
+                 image='data/shapes/images/validation/shapes_val_00001.jpg')  # yapf: disable
+    tool = load_tool()
+
+    def build(*args):
+        raise AssertionError('the model was built')
+
+    monkeypatch.setattr(mmdat.engine.inference, '_build', build)
+    monkeypatch.setattr(sys, 'argv', ['infer.py', *(argument.format(**names) for argument in arguments)])
+    with pytest.raises(SystemExit) as exit:
+        run(tool.main)
+    assert exit.value.code == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith('infer.py: ') and re.search(message, last)
+    assert not Path('work_dirs').exists()
+
+
+def test_weights_of_other_heads_are_refused(infer, capsys):
+    weights = torch.load('classification.pth', weights_only=False)
+    weights['state_dict']['head.fc.weight'] = torch.zeros(7, 256)
+    Path('classification.pth').unlink()
+    torch.save(weights, 'classification.pth')
+    with pytest.raises(SystemExit):
+        infer('classification', 'data/shapes/classification/val/circle')
+    assert 'head.fc.weight is (7, 256) in the file and (4, 256) in the model' in capsys.readouterr().err
+    weights['state_dict'] = {key: value for key, value in weights['state_dict'].items() if 'head' not in key}
+    torch.save(weights, 'classification.pth')
+    with pytest.raises(SystemExit):
+        infer('classification', 'data/shapes/classification/val/circle')
+    assert 'it has none of the weights of the heads, such as head.fc.weight' in capsys.readouterr().err
+
+
+# --- weights without pickled code ------------------------------------------------------------------
+
+
+class Harmful:
+
+    def __reduce__(self):
+        return shutil.rmtree, (str(Path('precious').absolute()), True)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_no_code_of_a_checkpoint_is_run(zipped, workplace):
+    Path('precious').mkdir()
+    weights = {'a': torch.randn(3, 4), 'b': torch.nn.Parameter(torch.ones(2)), 'half': torch.ones(1).half()}
+    torch.save(
+        dict(state_dict=weights, meta=dict(classes=('x', 'y'), when={1, 2}), bad=Harmful(), more=[Harmful()]),
+        'bad.pth', _use_new_zipfile_serialization=zipped)
+    loaded = load_weights('bad.pth')
+    assert Path('precious').is_dir()
+    assert loaded['meta']['classes'] == ('x', 'y')
+    for key, value in weights.items():
+        assert torch.equal(loaded['state_dict'][key], value) and loaded['state_dict'][key].dtype == value.dtype
+    # The file is as bad as it is said to be.
+    torch.load('bad.pth', weights_only=False)
+    assert not Path('precious').exists()
+
+
+def test_checkpoints_of_training_are_read(workplace):
+    loaded = load_weights('detection.pth')
+    expected = torch.load('detection.pth', map_location='cpu', weights_only=False)
+    assert loaded['state_dict'].keys() == expected['state_dict'].keys()
+    assert all(torch.equal(value, expected['state_dict'][key]) for key, value in loaded['state_dict'].items())
+    assert loaded['meta']['dataset_meta'] == expected['meta']['dataset_meta']
+
+
+def test_what_is_no_checkpoint(workplace):
+    torch.save([1], 'list.pth')
+    with pytest.raises(CheckpointError, match='list.pth holds no checkpoint'):
+        load_weights('list.pth')
+    with pytest.raises(CheckpointError, match='there is no checkpoint /.*/nope.pth'):
+        load_weights('nope.pth')
