@@ -67,13 +67,19 @@ class Predictor:
             images: BGR, ``(H, W, 3)`` uint8; of one size if there are several.
 
         Returns:
-            The data samples of the toolbox, on the CPU.
+            The data samples of the toolbox, on the CPU. Objects without a pixel, as Mask2Former predicts for queries
+            that find nothing, are left out.
         """
         results = self._inferencer(images, batch_size=len(images), return_datasamples=True)
         if self.scope == 'mmdet':
             results = results['predictions']
         # mmseg hands out a single sample without a list.
-        return [sample.cpu() for sample in (results if isinstance(results, (list, tuple)) else [results])]
+        samples = [sample.cpu() for sample in (results if isinstance(results, (list, tuple)) else [results])]
+        for sample in samples:
+            if 'pred_instances' in sample:
+                found = sample.pred_instances
+                sample.pred_instances = found[(found.bboxes[:, 2:] > found.bboxes[:, :2]).all(1)]
+        return samples
 
     def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """The image with a prediction drawn over it.
@@ -88,6 +94,10 @@ class Predictor:
         """
         rgb = np.ascontiguousarray(image[..., ::-1])
         if self.scope == 'mmdet':
+            # mmdet's visualizer stumbles over panoptic maps in which no segment was found.
+            if 'pred_panoptic_seg' in sample and bool((sample.pred_panoptic_seg.sem_seg == len(self.classes)).all()):
+                sample = sample.clone()
+                del sample.pred_panoptic_seg
             drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, pred_score_thr=score_thr)[0]
         elif self.scope == 'mmseg':
             drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, opacity=0.6)[0]
