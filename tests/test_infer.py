@@ -39,12 +39,14 @@ CLASSES = {
     'classification': ['circle', 'square', 'star', 'triangle'],
 }
 TASKS = sorted(CONFIGS)
+# An untrained model finds something everywhere; drawing all of it takes long.
+FEW = {'detection': {'model.test_cfg.rcnn.max_per_img': 6}}
 
 
 def config(task, **options):
     return load_config(
         Namespace(
-            config=str(CONFIGS[task]), override=None, cfg_options=options or None, work_dir='work', launcher='none',
+            config=str(CONFIGS[task]), override=None, cfg_options=dict(FEW.get(task, {}), **options), work_dir='work', launcher='none',
             local_rank=0))
 
 
@@ -92,6 +94,8 @@ def infer(workplace, monkeypatch):
 
     def call(task, *args, code=0):
         arguments = [CONFIGS[task], f'{task}.pth', *args, '--device', 'cpu', '--out-dir', 'out']
+        if task in FEW:
+            arguments += ['--cfg-options', *(f'{key}={value}' for key, value in FEW[task].items())]
         monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments)])
         if code:
             with pytest.raises(SystemExit) as exit:
