@@ -19,6 +19,7 @@ from mmengine.visualization import Visualizer
 from mmpretrain.visualization import UniversalVisualizer
 from mmseg.visualization import SegLocalVisualizer
 
+from mmdat.engine.inference import Predictor
 from mmdat.engine.preflight import RunError, check_run
 from mmdat.engine.runner import load_config
 
@@ -115,10 +116,12 @@ CHANNELS = list(NANO['dat']['dims'])
 TASKS = {
     'coco_folder': (
         'maskrcnn_dat_t_1x_coco',
-        dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), neck=dict(in_channels=CHANNELS)),
+        dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), neck=dict(in_channels=CHANNELS),
+             roi_head=dict(bbox_head=dict(fc_out_channels=32))),
         ['train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.2.scale=(160,120)',
          'val_dataloader.dataset.pipeline.1.scale=(160,120)', 'model.test_cfg.rcnn.score_thr=0.0',
-         'model.train_cfg.rpn_proposal.max_per_img=50', 'model.test_cfg.rpn.max_per_img=20'],
+         'model.train_cfg.rpn_proposal.max_per_img=50', 'model.test_cfg.rpn.max_per_img=20',
+         'model.test_cfg.rcnn.max_per_img=5'],
         'coco/segm_mAP', 'epoch_1.pth', CLASSES),
     'image_label_folder': (
         'upernet_datpp_t_160k_ade20k',
@@ -164,6 +167,14 @@ def test_train_and_evaluate(helper, workplace, monkeypatch):
         for name in head.split('.'):
             node = node[name]
         assert node.num_classes == len(classes)
+    # mmdet's visualizer takes a list for several colours.
+    assert all(isinstance(colour, tuple) for colour in left.val_dataloader.dataset.metainfo.palette)
+    predictor = Predictor(left, f'work/{checkpoint}', 'cpu')
+    assert predictor.classes == list(classes)
+    image = cv2.imread('my data/val/1.png')
+    sample, = predictor.predict([image])
+    drawn = predictor.draw(image, sample, 0.0)
+    assert drawn.shape == image.shape and (drawn != image).any()
 
 
 def zoo():

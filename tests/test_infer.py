@@ -237,6 +237,15 @@ def test_where_nothing_is_found_the_image_is_the_picture(workplace, monkeypatch)
     np.testing.assert_array_equal(predictor.draw(image, predicted, 0.3), image)
 
 
+def test_the_example_of_the_documentation(workplace):
+    example, = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/custom_data.md').read_text(), re.S)
+    Path('config.py').write_text(config('classification').dump())
+    Path('checkpoint.pth').symlink_to('classification.pth')
+    cv2.imwrite('photo.jpg', np.zeros((64, 80, 3), np.uint8))
+    exec(example, {})
+    assert cv2.imread('drawn.jpg').shape == (64, 80, 3)
+
+
 def test_video_without_a_codec_becomes_frames(infer, monkeypatch, capsys):
     make_video('clip.avi', frames=2)
     monkeypatch.setattr(cv2, 'VideoWriter_fourcc', lambda *letters: int.from_bytes(b'none', 'little'))

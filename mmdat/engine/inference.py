@@ -59,6 +59,8 @@ class Predictor:
         CheckpointLoader.register_scheme(_PREFIX, load_from_weights_only, force=True)
         self._inferencer = _build(self.scope, cfg, _PREFIX + checkpoint, device)
         _check_fit(self._inferencer.model, unwrap(weights), checkpoint)
+        if self.scope == 'mmdet':  # which prefers the config's colours, whatever their number
+            self._inferencer.visualizer.dataset_meta = meta
 
     def predict(self, images: List[np.ndarray]) -> List[Any]:
         """Predict for a batch of images.
@@ -130,7 +132,8 @@ def _dataset_meta(checkpoint: Dict[str, Any], dataset: Dict[str, Any]) -> Dict[s
     palette = meta.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(meta['classes']):
         palette = np.random.RandomState(0).randint(0, 256, (len(meta['classes']), 3)).tolist()
-    return dict(classes=tuple(meta['classes']), palette=palette)
+    # mmdet's visualizer takes a list for several colours.
+    return dict(classes=tuple(meta['classes']), palette=[tuple(colour) for colour in palette])
 
 
 def _build(scope: str, cfg: Config, weights: str, device: str) -> Any:
