@@ -1,7 +1,8 @@
-"""configs/own_data: data of one's own, with other classes and sizes than any config knows, by one command and no edit."""
+"""configs/own_data: data of one's own, with other classes and sizes than any config knows, by one command."""
 import importlib.util
 import json
 import re
+import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -18,6 +19,7 @@ from mmengine.visualization import Visualizer
 from mmpretrain.visualization import UniversalVisualizer
 from mmseg.visualization import SegLocalVisualizer
 
+from mmdat.engine.inference import Predictor
 from mmdat.engine.preflight import RunError, check_run
 from mmdat.engine.runner import load_config
 
@@ -83,7 +85,6 @@ def source(tmp_path_factory):
 @pytest.fixture
 def workplace(source, tmp_path, monkeypatch):
     """The current directory for a test, with a copy of the data in my_data."""
-    import shutil
     shutil.copytree(source, tmp_path / 'my data')
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -114,10 +115,13 @@ QUICK = ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1', 'de
 CHANNELS = list(NANO['dat']['dims'])
 TASKS = {
     'coco_folder': (
-        'maskrcnn_dat_t_1x_coco', dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), neck=dict(in_channels=CHANNELS)),
+        'maskrcnn_dat_t_1x_coco',
+        dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), neck=dict(in_channels=CHANNELS),
+             roi_head=dict(bbox_head=dict(fc_out_channels=32))),
         ['train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.2.scale=(160,120)',
          'val_dataloader.dataset.pipeline.1.scale=(160,120)', 'model.test_cfg.rcnn.score_thr=0.0',
-         'model.train_cfg.rpn_proposal.max_per_img=50', 'model.test_cfg.rpn.max_per_img=20'],
+         'model.train_cfg.rpn_proposal.max_per_img=50', 'model.test_cfg.rpn.max_per_img=20',
+         'model.test_cfg.rcnn.max_per_img=5'],
         'coco/segm_mAP', 'epoch_1.pth', CLASSES),
     'image_label_folder': (
         'upernet_datpp_t_160k_ade20k',
@@ -129,7 +133,8 @@ TASKS = {
          'val_dataloader.dataset.pipeline.1.scale=(256,64)'],
         'mIoU', 'iter_2.pth', ('other', ) + CLASSES),
     'class_folders': (
-        'dat_t_300e_in1k', dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), head=dict(in_channels=CHANNELS[-1])),
+        'dat_t_300e_in1k',
+        dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), head=dict(in_channels=CHANNELS[-1])),
         ['train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.1.scale=64',
          'val_dataloader.dataset.pipeline.1.scale=64', 'val_dataloader.dataset.pipeline.2.crop_size=64'],
         'accuracy/top1', 'epoch_1.pth', tuple(sorted(CLASSES))),
@@ -155,12 +160,21 @@ def test_train_and_evaluate(helper, workplace, monkeypatch):
     assert 'classes_from' not in left
     check_run(left, training=True)
     heads = {'coco_folder': ['roi_head.bbox_head', 'roi_head.mask_head'],
-             'image_label_folder': ['decode_head', 'auxiliary_head'], 'class_folders': ['head']}[helper]  # yapf: disable
+             'image_label_folder': ['decode_head', 'auxiliary_head'],
+             'class_folders': ['head']}[helper]  # yapf: disable
     for head in heads:
         node = left.model
         for name in head.split('.'):
             node = node[name]
         assert node.num_classes == len(classes)
+    # mmdet's visualizer takes a list for several colours.
+    assert all(isinstance(colour, tuple) for colour in left.val_dataloader.dataset.metainfo.palette)
+    predictor = Predictor(left, f'work/{checkpoint}', 'cpu')
+    assert predictor.classes == list(classes)
+    image = cv2.imread('my data/val/1.png')
+    sample, = predictor.predict([image])
+    drawn = predictor.draw(image, sample, 0.0)
+    assert drawn.shape == image.shape and (drawn != image).any()
 
 
 def zoo():
@@ -170,15 +184,15 @@ def zoo():
 
 
 @pytest.mark.parametrize('name', zoo())
-def test_every_head_of_every_config_follows(name, workplace):
-    helper, count, root = {'in1k': ('class_folders', 3, 'my data/folders'), 'ade20k': ('image_label_folder', 4, None),
-                           'coco': ('coco_folder', 3, None)}[re.search('in1k|ade20k|coco', name)[0]]  # yapf: disable
+def test_every_head_of_every_config_follows(name, source):
+    helper, count, root = {'in1k': ('class_folders', 3, source / 'folders'), 'ade20k': ('image_label_folder', 4, source),
+                           'coco': ('coco_folder', 3, source)}[re.search('in1k|ade20k|coco', name)[0]]  # yapf: disable
     config = ROOT / f'configs/{name}.py'
     if 'panoptic' in name:
         with pytest.raises(RunError, match='not panoptic annotations: choose another config'):
-            load(config, helper)
+            load(config, helper, str(root))
         return
-    cfg = load(config, helper, root or 'my data')
+    cfg = load(config, helper, str(root))
     found = []
 
     def look(node):
@@ -241,14 +255,14 @@ def rewrite(path, change):
 
 
 @pytest.mark.parametrize('helper, spoil, message', [
-    ('coco_folder', lambda root: (root / 'annotations/train.json').unlink(), r'no /.*/annotations/train.json: docs/cus'),
+    ('coco_folder', lambda root: (root / 'annotations/train.json').unlink(), 'no /.*annotations/train.json: docs/'),
     ('coco_folder', lambda root: (root / 'annotations/val.json').write_text('[]'), 'val.json is no annotation file'),
     ('coco_folder', lambda root: rewrite(root / 'annotations/val.json', lambda coco: coco['categories'].reverse()),
      r"val.json lists the categories \['washer', 'bolt', 'nut'\], but the training annotations"),
     ('coco_folder', lambda root: rewrite(root / 'annotations/train.json',
                                          lambda coco: coco['annotations'][0].pop('segmentation')),
      'train.json have no segmentation, but the config learns masks: choose a detector of boxes'),
-    ('image_label_folder', lambda root: (root / 'labels/val/1.png').unlink(), 'no label map; the first .*labels/val/1.png'),
+    ('image_label_folder', lambda root: (root / 'labels/val/1.png').unlink(), 'no label map; .*labels/val/1.png'),
     ('image_label_folder', lambda root: (root / 'classes.txt').write_text('a\nb\n'), 'has the label 3, but .* only 2'),
     ('image_label_folder', lambda root: cv2.imwrite(str(root / 'labels/train/0.png'), np.zeros((9, 9, 3), np.uint8)),
      'labels/train/0.png is a colour picture'),
@@ -278,3 +292,15 @@ def test_data_needs_a_layout(workplace):
 def test_unknown_layouts_are_refused(workplace):
     with pytest.raises(RunError, match="classes_from must be one of coco, label_maps, class_folders, got 'names'"):
         load(ROOT / 'configs/dat_t_300e_in1k.py', 'class_folders', classes_from='names')
+
+
+@pytest.mark.parametrize('document', ['custom_data', 'from_official'])
+def test_documents_name_what_exists(document):
+    text = (ROOT / f'docs/{document}.md').read_text()
+    for path in re.findall(r'\b((?:configs|tools)/[\w/]+\.(?:py|sh|md))', text):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r'\]\(([\w./]+)\)', text):
+        assert (ROOT / 'docs' / path).is_file(), path
+    for file, test in re.findall(r'(tests/\w+\.py)::(\w+)', text):
+        assert f'\ndef {test}(' in (ROOT / file).read_text(), f'{file}::{test}'
+    assert 'tests/test_parity.py::' in text or document == 'custom_data'

@@ -2,6 +2,7 @@
 import importlib.util
 import json
 import pickle
+import re
 import shutil
 import sys
 from argparse import Namespace
@@ -11,14 +12,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.structures import DetDataSample
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.structures import InstanceData, PixelData
 from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 import mmdat.engine.inference
 from mmdat.datasets import make_shapes
+from mmdat.engine.inference import Predictor
 from mmdat.engine.runner import evaluate, load_config, run
 from mmdat.engine.weights import load_weights
 from mmdat.models.checkpoint import CheckpointError
@@ -35,12 +39,14 @@ CLASSES = {
     'classification': ['circle', 'square', 'star', 'triangle'],
 }
 TASKS = sorted(CONFIGS)
+# An untrained model finds something everywhere; drawing all of it takes long.
+FEW = {'detection': {'model.test_cfg.rcnn.max_per_img': 6}}
 
 
 def config(task, **options):
     return load_config(
         Namespace(
-            config=str(CONFIGS[task]), override=None, cfg_options=options or None, work_dir='work', launcher='none',
+            config=str(CONFIGS[task]), override=None, cfg_options=dict(FEW.get(task, {}), **options), work_dir='work', launcher='none',
             local_rank=0))
 
 
@@ -88,6 +94,8 @@ def infer(workplace, monkeypatch):
 
     def call(task, *args, code=0):
         arguments = [CONFIGS[task], f'{task}.pth', *args, '--device', 'cpu', '--out-dir', 'out']
+        if task in FEW:
+            arguments += ['--cfg-options', *(f'{key}={value}' for key, value in FEW[task].items())]
         monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments)])
         if code:
             with pytest.raises(SystemExit) as exit:
@@ -119,7 +127,7 @@ def test_it_predicts_what_testing_predicts(task, infer):
     evaluate(config(task, **loading, custom_hooks=[]), f'{task}.pth', out='expected.pkl')
     expected = pickle.loads(Path('expected.pkl').read_bytes())
     if task == 'classification':
-        images, predictions = infer(task, 'data/shapes/classification/val/circle', 'data/shapes/classification/val/square')
+        images, predictions = infer(task, *(f'data/shapes/classification/val/{name}' for name in ('circle', 'square')))
         for prediction, sample in zip(predictions, expected):
             np.testing.assert_allclose(prediction['scores'], sample['pred_score'], atol=1e-5)
             best = int(np.argmax(prediction['scores']))
@@ -212,6 +220,32 @@ def test_video(task, infer):
         assert sorted(path.name for path in Path('out/label_maps/clip').iterdir()) == [f'{i:06d}.png' for i in range(4)]
 
 
+def test_where_nothing_is_found_the_image_is_the_picture(workplace, monkeypatch):
+    """Queries of Mask2Former that find nothing are empty masks with empty boxes, and a panoptic map of no segment."""
+    predictor = Predictor(config('detection'), 'detection.pth', 'cpu')
+    image = np.full((32, 48, 3), (200, 100, 50), np.uint8)
+    sample = DetDataSample()
+    sample.pred_instances = InstanceData(
+        bboxes=torch.zeros(2, 4),
+        labels=torch.zeros(2).long(),
+        scores=torch.ones(2),
+        masks=torch.zeros(2, 32, 48).bool())
+    sample.pred_panoptic_seg = PixelData(sem_seg=torch.full((1, 32, 48), len(CLASSES['detection'])))
+    monkeypatch.setattr(predictor._inferencer, 'forward', lambda data: [sample])
+    predicted, = predictor.predict([image])
+    assert len(predicted.pred_instances) == 0
+    np.testing.assert_array_equal(predictor.draw(image, predicted, 0.3), image)
+
+
+def test_the_example_of_the_documentation(workplace):
+    example, = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/custom_data.md').read_text(), re.S)
+    Path('config.py').write_text(config('classification').dump())
+    Path('checkpoint.pth').symlink_to('classification.pth')
+    cv2.imwrite('photo.jpg', np.zeros((64, 80, 3), np.uint8))
+    exec(example, {})
+    assert cv2.imread('drawn.jpg').shape == (64, 80, 3)
+
+
 def test_video_without_a_codec_becomes_frames(infer, monkeypatch, capsys):
     make_video('clip.avi', frames=2)
     monkeypatch.setattr(cv2, 'VideoWriter_fourcc', lambda *letters: int.from_bytes(b'none', 'little'))
@@ -236,7 +270,6 @@ def test_video_without_a_codec_becomes_frames(infer, monkeypatch, capsys):
     (['{config}', '{checkpoint}', '{image}', '--cfg-options', 'default_scope=mmpose'], 'but the config has mmpose'),
 ])
 def test_what_is_missing_is_said_before_the_model_is_built(arguments, message, workplace, monkeypatch, capsys):
-    import re
     Path('bare').mkdir()
     Path('text.pth').write_text('text')
     torch.save({'model': {'patch_proj.0.weight': torch.zeros(1)}}, 'official.pth')

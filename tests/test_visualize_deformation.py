@@ -151,7 +151,7 @@ def test_weights_of_a_checkpoint_layers_and_queries(image, tmp_path, monkeypatch
     (['spot.png', '--config', 'resnet.py'], r'the config resnet\.py has no backbone of type mmdat\.DAT'),
     (['spot.png', '--config', 'windows.py'], r'the backbone has no deformable attention'),
     (['spot.png', '--config', 'cropping.py', '--query', '0,70'], r'the query 0,70 is cut away by the test pipeline'),
-    (['spot.png', '--config', 'cropping_somewhere.py'], r'the test pipeline has RandomCrop, and where that moves pixels'),
+    (['spot.png', '--config', 'cropping_somewhere.py'], r'the test pipeline has RandomCrop, and where that moves'),
 ])
 def test_faults_are_told_in_one_sentence(arguments, message, image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

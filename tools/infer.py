@@ -9,7 +9,8 @@ writes below --out-dir
     images.json         COCO's "images" and "categories", which image_id and category_id refer to
     label_maps/         segmentation: PNGs with the number of the class at each pixel
 
-Of a video each frame is an image; "frame" is its number, from 0 on. A file that cannot be read is named and left
+Of a video each frame is an image; "frame" is its number, from 0 on. Of a panoptic model the objects are written and
+all segments drawn. A file that cannot be read is named and left
 out; the others are finished, and the exit code is 1.
 """
 import argparse

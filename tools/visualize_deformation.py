@@ -4,9 +4,9 @@
     python tools/visualize_deformation.py image.jpg --config configs/upernet_datpp_t_160k_ade20k.py \\
         --layer stages.2.blocks.1.mixer --query 200,150 320,90
 
-Each sheet has, for every deformable layer of the stage, the reference points with their offsets and the sampled points,
-the keys that the queries attend to most, and a heat map of the attention that each place receives. The image is prepared
-as in testing, by the config's test pipeline; pictures and queries are in its original pixels.
+Each sheet has, for every deformable layer of the stage, the reference points with their offsets and the sampled
+points, the keys that the queries attend to most, and a heat map of the attention that each place receives. The image
+is prepared as in testing, by the config's test pipeline; pictures and queries are in its original pixels.
 """
 import argparse
 import os
@@ -44,7 +44,8 @@ def read_queries(texts: Sequence[str], view: View) -> List[Tuple[float, float]]:
         except ValueError as error:
             raise RunError(f'--query takes pixels as x,y such as 200,150, got {text}') from error
         if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
-            raise RunError(f'the query {text} is outside of the image, whose pixels are 0,0 to {width - 1},{height - 1}')
+            raise RunError(f'the query {text} is outside of the image, whose pixels are 0,0 to '
+                           f'{width - 1},{height - 1}')
         if not view.seen((y, x)):
             raise RunError(f'the query {text} is cut away by the test pipeline: choose one nearer to the centre')
         queries.append((y, x))

@@ -59,6 +59,8 @@ class Predictor:
         CheckpointLoader.register_scheme(_PREFIX, load_from_weights_only, force=True)
         self._inferencer = _build(self.scope, cfg, _PREFIX + checkpoint, device)
         _check_fit(self._inferencer.model, unwrap(weights), checkpoint)
+        if self.scope == 'mmdet':  # which prefers the config's colours, whatever their number
+            self._inferencer.visualizer.dataset_meta = meta
 
     def predict(self, images: List[np.ndarray]) -> List[Any]:
         """Predict for a batch of images.
@@ -67,13 +69,19 @@ class Predictor:
             images: BGR, ``(H, W, 3)`` uint8; of one size if there are several.
 
         Returns:
-            The data samples of the toolbox, on the CPU.
+            The data samples of the toolbox, on the CPU. Objects without a pixel, as Mask2Former predicts for queries
+            that find nothing, are left out.
         """
         results = self._inferencer(images, batch_size=len(images), return_datasamples=True)
         if self.scope == 'mmdet':
             results = results['predictions']
         # mmseg hands out a single sample without a list.
-        return [sample.cpu() for sample in (results if isinstance(results, (list, tuple)) else [results])]
+        samples = [sample.cpu() for sample in (results if isinstance(results, (list, tuple)) else [results])]
+        for sample in samples:
+            if 'pred_instances' in sample:
+                found = sample.pred_instances
+                sample.pred_instances = found[(found.bboxes[:, 2:] > found.bboxes[:, :2]).all(1)]
+        return samples
 
     def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """The image with a prediction drawn over it.
@@ -88,6 +96,10 @@ class Predictor:
         """
         rgb = np.ascontiguousarray(image[..., ::-1])
         if self.scope == 'mmdet':
+            # mmdet's visualizer stumbles over panoptic maps in which no segment was found.
+            if 'pred_panoptic_seg' in sample and bool((sample.pred_panoptic_seg.sem_seg == len(self.classes)).all()):
+                sample = sample.clone()
+                del sample.pred_panoptic_seg
             drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, pred_score_thr=score_thr)[0]
         elif self.scope == 'mmseg':
             drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, opacity=0.6)[0]
@@ -120,7 +132,8 @@ def _dataset_meta(checkpoint: Dict[str, Any], dataset: Dict[str, Any]) -> Dict[s
     palette = meta.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(meta['classes']):
         palette = np.random.RandomState(0).randint(0, 256, (len(meta['classes']), 3)).tolist()
-    return dict(classes=tuple(meta['classes']), palette=palette)
+    # mmdet's visualizer takes a list for several colours.
+    return dict(classes=tuple(meta['classes']), palette=[tuple(colour) for colour in palette])
 
 
 def _build(scope: str, cfg: Config, weights: str, device: str) -> Any:

@@ -46,7 +46,7 @@ def complete_config(cfg: Config) -> List[str]:
     for dataset in datasets.values():
         dataset.data_root = str(root)
     classes = _READERS[kind](cfg, root, datasets)
-    palette = np.random.RandomState(0).randint(0, 256, (len(classes), 3)).tolist()
+    palette = [tuple(colour) for colour in np.random.RandomState(0).randint(0, 256, (len(classes), 3)).tolist()]
     for dataset in datasets.values():
         dataset.metainfo = dict(classes=tuple(classes), palette=palette)
     print_log(f'{len(classes)} classes from {root.absolute()}: {", ".join(classes)}', logger='current')

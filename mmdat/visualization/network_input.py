@@ -11,6 +11,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from mmdat.engine.preflight import RunError
+from mmdat.engine.weights import load_weights
 from mmdat.models import DAT
 from mmdat.models.checkpoint import CheckpointError, backbone_entries, unwrap
 
@@ -64,9 +65,8 @@ def _find_backbone(node: Any) -> Optional[dict]:
 
 
 def _load(backbone: DAT, path: str) -> None:
-    if '://' not in path and not Path(path).expanduser().is_file():
-        raise CheckpointError(f'there is no checkpoint {Path(path).absolute()}: correct the path')
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu', logger='silent')
+    # Addresses, which an init_cfg may have, are MMEngine's business.
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu') if '://' in path else load_weights(path)
     missing = backbone.load_state_dict(backbone_entries(unwrap(checkpoint)), strict=False).missing_keys
     # Only the output norms may be missing: those of classifiers are not those of detectors.
     missing = [key for key in missing if not key.startswith('norm')]
@@ -113,7 +113,7 @@ def _test_pipeline(cfg: Config) -> List[Any]:
     while 'pipeline' not in dataset:
         inner = dataset.get('dataset') or (dataset.get('datasets') or [None])[0]
         if inner is None:
-            raise RunError(f'the config {cfg.filename} has no test_dataloader.dataset.pipeline to prepare the image with')
+            raise RunError(f'the config {cfg.filename} has no test_dataloader.dataset.pipeline for the image: add one')
         dataset = inner
     transforms = [TRANSFORMS.build(transform) for transform in dataset['pipeline']]
     return [transform for transform in transforms if 'Annotations' not in type(transform).__name__]

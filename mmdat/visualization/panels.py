@@ -12,8 +12,9 @@ from mmdat.models.mixers import SamplingPoints
 from .attention import LayerAttention
 from .view import View
 
+DASH = 1.5  # in widths of the line
 
-def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPoints, max_points: int = 400) -> None:
+def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPoints, max_points: int = 600) -> None:
     """Reference points as crosses, offsets as arrows, sampled points as dots, in one colour per offset group.
 
     This is the kind of figure 1 of DAT and figure 5 of DAT++.
@@ -23,10 +24,10 @@ def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPo
         view: The picture, and where the layer's map lies in it.
         stride: Pixels of the backbone's input per cell of the map.
         points: What the layer sampled; the first image of the batch is drawn.
-        max_points: With more points per group, only every n-th along each axis is drawn.
+        max_points: With more points in all groups together, only every n-th along each axis is drawn.
     """
     rows, cols, _ = points.reference.shape
-    step = math.ceil(math.sqrt(rows * cols / max_points))
+    step = math.ceil(math.sqrt(points.position[0, ..., 0].numel() / max_points))
     start, end = [
         view.locate(p[..., ::step, ::step, :], stride).flatten(-3, -2) for p in (points.reference, points.position[0])
     ]
@@ -39,7 +40,7 @@ def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPo
         axes.scatter(target[:, 1], target[:, 0], s=14, color=f'C{group % 10}', edgecolors='black', linewidths=0.4,
                      label=f'group {group + 1}', zorder=3)
     axes.scatter(start[:, 1], start[:, 0], s=14, c='black', marker='+', linewidths=0.8, label='reference')
-    axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=5, frameon=False, fontsize='small')
+    _legend(axes)
     shown = '' if step == 1 else f', 1 in {step * step} shown'
     axes.set_title(f'sampled points: {rows} x {cols}{shown}, {len(end)} group(s)')
     _frame(axes, view, start)
@@ -73,18 +74,21 @@ def draw_queries(axes: Axes,
     axes.imshow(view.picture, alpha=0.75)
     for number, (query, (weights, keys)) in enumerate(zip(queries, found)):
         colour = f'C{number % 10}'
-        # Rings, because queries often share keys.
+        # Queries often share keys: each draws its own dashes of the rings, and leaves gaps for the others'.
+        dashes = 'solid' if len(queries) == 1 else (number * DASH, (DASH, (len(queries) - 1) * DASH))
         axes.scatter(position[keys, 1], position[keys, 0], s=500 * weights / largest, facecolors='none',
-                     edgecolors=colour, linewidths=1.8)
+                     edgecolors=colour, linewidths=2.0, linestyles=[dashes])
         axes.scatter(query[1], query[0], s=160, color=colour, marker='*', edgecolors='white', linewidths=0.8, zorder=4,
                      label=f'query {query[1]:g},{query[0]:g}')
-    axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=3, frameon=False, fontsize='small')
-    axes.set_title(f'most attended keys: up to {largest:.1%}, evenly {1 / len(position):.1%}')
+    _legend(axes)
+    axes.set_title(f'most attended keys: up to {largest * len(position):.1f} x the mean')
     _frame(axes, view, position)
 
 
 def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention) -> None:
-    """A heat map of how much attention each place receives, summed over queries and heads; 1 is the average.
+    """A heat map of how much attention each place receives, summed over queries and heads; 1 is the mean.
+
+    The colours end where only one place in fifty receives more.
 
     Args:
         axes: Where to draw.
@@ -94,10 +98,11 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
     """
     heat = _blur(attention.received_map()[0].float().cpu(), attention.key_stride)
     axes.imshow(view.picture.mean(-1), cmap='gray')
-    heat_image = axes.imshow(heat / heat.mean(), extent=view.extent(stride), cmap='inferno', alpha=0.6, vmin=0,
-                             interpolation='bilinear')
-    axes.figure.colorbar(heat_image, ax=axes, fraction=0.046, pad=0.02)
-    axes.set_title('attention received, 1 = average')
+    heat = heat / heat.mean()
+    heat_image = axes.imshow(heat, extent=view.extent(stride), cmap='inferno', alpha=0.6, interpolation='bilinear',
+                             vmin=0, vmax=float(heat.flatten().quantile(0.98)) or float(heat.max()))
+    axes.figure.colorbar(heat_image, ax=axes, fraction=0.046, pad=0.02, extend='max')
+    axes.set_title(f'attention received, up to {float(heat.max()):.1f} x the mean')
     _frame(axes, view)
 
 
@@ -106,6 +111,11 @@ def _blur(heat: Tensor, key_stride: int) -> Tensor:
     border = (key_stride - 1, ) * 4
     box = lambda x: F.avg_pool2d(x, key_stride, stride=1)  # noqa: E731
     return box(box(F.pad(heat[None], border)))[0]
+
+
+def _legend(axes: Axes) -> None:
+    axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=5, frameon=False, fontsize='small', columnspacing=0.8,
+                handletextpad=0.2)
 
 
 def _frame(axes: Axes, view: View, points: Tensor = torch.zeros(0, 2)) -> None:
