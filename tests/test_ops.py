@@ -311,7 +311,7 @@ def test_unknown_implementation_and_budget_are_refused(monkeypatch):
     inputs = attention_inputs(1, 2, 1, (3, 3), (2, 2), (5, 5))
     with pytest.raises(ValueError, match="impl must be one of .*'quick'"):
         table_attention(2, impl='quick')(*inputs)
-    monkeypatch.setenv('MMDAT_CHUNK_BYTES', '0')
+    monkeypatch.setattr('mmdat.ops.budget._FROM_ENVIRONMENT', '0')
     with pytest.raises(ValueError, match='MMDAT_CHUNK_BYTES.*0'):
         table_attention(2)(*inputs)
 

@@ -5,6 +5,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdat import DAT
 
+RECENT = hasattr(torch.library, 'opcheck')  # torch 2.4 or later
 ARCHS = ('tiny', 'small', 'base', 'tiny++', 'small++', 'base++')
 
 
@@ -47,14 +48,14 @@ def test_few_calls_on_devices_where_each_is_a_launch(arch):
     assert calls['fast'] < 1.5 * calls['naive']
 
 
+@pytest.mark.skipif(not RECENT, reason='torch.compile of torch 2.1 makes NaN of the whole backbone')
 @pytest.mark.parametrize('training', [False, True])
 def test_compiled_backbone(nano, training):
-    """Without graph breaks (those of torch 2.1 aside), the same outputs and gradients."""
+    """Without graph breaks, the same outputs and gradients."""
     model = DAT(nano, img_size=64).eval()
     x = torch.randn(1, 3, 70, 96)
     torch._dynamo.reset()
-    recent = hasattr(torch.compiler, 'is_compiling')
-    compiled = torch.compile(model, backend='aot_eager', fullgraph=recent)
+    compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
     with torch.set_grad_enabled(training):
         outs, expected = compiled(x), model(x)
     for out, other in zip(outs, expected):
@@ -66,6 +67,7 @@ def test_compiled_backbone(nano, training):
             assert (grad - other).abs().max() <= 1e-4 * other.abs().max().clamp(min=1)
 
 
+@pytest.mark.skipif(not RECENT, reason='torch.export of operators needs torch 2.4')
 def test_exported_backbone(nano):
     model = DAT(nano, img_size=64).eval()
     program = torch.export.export(model, (torch.randn(1, 3, 64, 96), ))
@@ -74,17 +76,15 @@ def test_exported_backbone(nano):
         torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(not RECENT, reason='torch.library.opcheck came with torch 2.4')
 def test_operators_do_what_their_declarations_say():
     position = (torch.rand(2, 2, 3, 4, 2) * 2 - 1).requires_grad_()
     maps = [torch.randn(2, 8, *size, requires_grad=True) for size in ((5, 6), (3, 4), (3, 4))]
     table = torch.randn(4, 7, 7, requires_grad=True)
     args = *maps, table, position, torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 6), True, 4, 1000
-    check = getattr(torch.library, 'opcheck', None)
-    if check is None:
-        pytest.skip('torch.library.opcheck came with torch 2.4')
     tests = 'test_schema', 'test_autograd_registration', 'test_faketensor'
-    check(torch.ops.mmdat.deformable_attention.default, args, test_utils=tests)
+    torch.library.opcheck(torch.ops.mmdat.deformable_attention.default, args, test_utils=tests)
     maps = [torch.randn(2, 8, 9, 12, requires_grad=True) for _ in range(3)]
     for pattern in ('neighborhood', 'window'):
         args = *maps, torch.randn(2, 5, 5, requires_grad=True), 2, pattern, 3, 0, 1000
-        check(torch.ops.mmdat.local_attention.default, args, test_utils=tests)
+        torch.library.opcheck(torch.ops.mmdat.local_attention.default, args, test_utils=tests)
