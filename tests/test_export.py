@@ -42,6 +42,25 @@ def test_backbone(nano, tmp_path):
 
 
 @can_export
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', [
+    dict(generation='dat', groups=(-1, -1, 2, 4), stage_spec=('L', 'S', 'D', 'D')),
+    dict(generation='dat++', groups=(-1, 1, 2, 4), stage_spec=('N', 'D', 'D', 'D')),
+], ids=lambda arch: arch['generation'])
+def test_any_batch_and_size(arch, tmp_path):
+    """All mixers, below and above the size of the example, with and without padding."""
+    arch = dict(arch, dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), heads=(1, 2, 4, 8))
+    model = DAT(arch, img_size=64, attn_impl='naive').eval()
+    path = str(tmp_path / 'any.onnx')
+    export_onnx.export(model, path, (256, 256), dynamic=True)
+    shapes = [(1, 64, 64), (3, 65, 99), (2, 130, 72), (1, 200, 333)]
+    if arch['generation'] == 'dat':  # in DAT++ a map of one pixel has coordinates of its own
+        shapes.append((1, 32, 32))
+    assert max(export_onnx.check(model, path, shapes)) <= 1e-4
+
+
+@can_export
+@pytest.mark.slow
 def test_segmentor(tmp_path, monkeypatch, capsys):
     import onnxruntime
     path = tmp_path / 'upernet.onnx'

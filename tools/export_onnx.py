@@ -124,7 +124,7 @@ def require_packages() -> None:
     """Raises RunError if the packages or PyTorch's exporter are missing."""
     for name in ('onnx', 'onnxscript', 'onnxruntime'):
         if importlib.util.find_spec(name) is None:
-            raise RunError(f'export needs the package {name}: pip install onnx onnxscript onnxruntime')
+            raise RunError(f'export needs the package {name}: pip install -r requirements/export.txt')
     if 'dynamo' not in inspect.signature(torch.onnx.export).parameters or not hasattr(torch.export.Dim, 'DYNAMIC'):
         raise RunError(f'export needs PyTorch 2.6 or newer, this is {torch.__version__}')
 
@@ -159,7 +159,7 @@ def main() -> None:
     parser.add_argument('out', metavar='OUT.onnx', help='file to write')
     parser.add_argument('--checkpoint', help='weights (default: those of init_cfg of the backbone, or untrained ones)')
     parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='default: 224 224')
-    parser.add_argument('--dynamic', action='store_true', help='leave batch, height and width open')
+    parser.add_argument('--dynamic', action='store_true', help='leave batch, height and width open (DAT++: from 64 pixels)')
     parser.add_argument('--whole', action='store_true', help='the whole segmentor in place of the backbone')
     args = parser.parse_args()
 
