@@ -54,6 +54,7 @@ setup(
     extras_require={
         'mim': requirements('mminstall'),
         'tests': requirements('tests'),
+        'export': requirements('export'),
     },
     cmdclass={'build_py': BuildWithMim},
 )

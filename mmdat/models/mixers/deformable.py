@@ -143,7 +143,7 @@ class DeformableAttention(nn.Module):
 
         At least float32, also under autocast: half precision cannot tell pixels of a large map apart.
         """
-        batch = len(query)
+        batch = query.shape[0]  # len() would fix it in an exported program
         offset = self.offset_net(query.unflatten(1, (self.groups, -1)).flatten(0, 1))
         offset = offset.permute(0, 2, 3, 1).unflatten(0, (batch, self.groups))
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
@@ -152,7 +152,8 @@ class DeformableAttention(nn.Module):
         if self.offset_range is None:
             position = (reference + offset).clamp(-1, 1)
         else:
-            cells = offset.new_tensor([max(self._cells(n), 1) for n in (key_height, key_width)])
+            # Not one new_tensor: an exported program would keep the numbers of the example.
+            cells = torch.stack([offset.new_full((), max(self._cells(n), 1)) for n in (key_height, key_width)])
             offset = offset.tanh() * self.offset_range / cells
             position = reference + offset
         if self.on_sample is not None:

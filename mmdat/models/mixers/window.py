@@ -54,7 +54,9 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
         height, width = x.shape[2:]
-        x = F.pad(x, (0, -width % self.window_size, 0, -height % self.window_size))
+        # Whole windows, rounded up; torch.export follows this form for any size, but not ``-width % window_size``.
+        rows, cols = [(side + self.window_size - 1) // self.window_size for side in (height, width)]
+        x = F.pad(x, (0, cols * self.window_size - width, 0, rows * self.window_size - height))
         query, key, value = self.qkv(x).chunk(3, 1)
         x = window_attention(query, key, value, self.relative_position_bias_table, self.num_heads, self.window_size,
                              self.shift, self.attn_drop_rate if self.training else 0.0, self.impl)

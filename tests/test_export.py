@@ -1,0 +1,98 @@
+"""tools/export_onnx.py: what onnxruntime makes of exported models, and refusals in one sentence."""
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmdat import DAT
+from mmdat.engine.preflight import RunError
+
+ROOT = Path(__file__).parents[1]
+spec = importlib.util.spec_from_file_location('export_onnx', ROOT / 'tools/export_onnx.py')
+export_onnx = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(export_onnx)
+
+try:
+    export_onnx.require_packages()
+    MISSING = ''
+except RunError as error:
+    MISSING = str(error)
+can_export = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+def call(monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['export_onnx.py', *map(str, args)])
+    export_onnx.main()
+
+
+@can_export
+def test_backbone(nano, tmp_path):
+    """Maps that need padding in windows and are no multiples of the stride."""
+    model = DAT(nano, img_size=64, attn_impl='naive').eval()
+    path = str(tmp_path / 'nano.onnx')
+    export_onnx.export(model, path, (70, 99))
+    assert max(export_onnx.check(model, path, [(1, 70, 99)] * 3)) <= 1e-4
+    # The check can fail: other weights, and a size that the file is not made for.
+    other = DAT(nano, img_size=64, attn_impl='naive').eval()
+    assert export_onnx.check(other, path, [(1, 70, 99)])[0] > 1e-2
+    with pytest.warns(UserWarning, match='onnxruntime failed'):
+        assert export_onnx.check(model, path, [(1, 64, 96)]) == [float('inf')]
+
+
+@can_export
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', [
+    dict(generation='dat', groups=(-1, -1, 2, 4), stage_spec=('L', 'S', 'D', 'D')),
+    dict(generation='dat++', groups=(-1, 1, 2, 4), stage_spec=('N', 'D', 'D', 'D')),
+], ids=lambda arch: arch['generation'])
+def test_any_batch_and_size(arch, tmp_path):
+    """All mixers, below and above the size of the example, with and without padding."""
+    arch = dict(arch, dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), heads=(1, 2, 4, 8))
+    model = DAT(arch, img_size=64, attn_impl='naive').eval()
+    path = str(tmp_path / 'any.onnx')
+    export_onnx.export(model, path, (256, 256), dynamic=True)
+    shapes = [(1, 64, 64), (3, 65, 99), (2, 130, 72), (1, 200, 333)]
+    if arch['generation'] == 'dat':  # in DAT++ a map of one pixel has coordinates of its own
+        shapes.append((1, 32, 32))
+    assert max(export_onnx.check(model, path, shapes)) <= 1e-4
+
+
+@can_export
+@pytest.mark.slow
+def test_segmentor(tmp_path, monkeypatch, capsys):
+    import onnxruntime
+    path = tmp_path / 'upernet.onnx'
+    call(monkeypatch, ROOT / 'configs/demo/upernet_datppnano_shapes.py', path, '--whole', '--size', 64, 96)
+    assert 'agrees with PyTorch' in capsys.readouterr().out
+    logits, = onnxruntime.InferenceSession(str(path)).get_outputs()
+    assert logits.shape[0] == 1 and logits.shape[2:] == [64, 96]
+
+
+@can_export
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', sorted(export_onnx.ARCHS))
+def test_published_archs(arch, tmp_path, monkeypatch, capsys):
+    call(monkeypatch, arch, tmp_path / 'out.onnx', '--size', 224, 224)
+    assert 'agrees with PyTorch' in capsys.readouterr().out
+
+
+def test_loads_plain_operations_and_the_weights(tmp_path):
+    backbone = DAT('tiny')
+    torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
+    model = export_onnx.load_model('tiny', str(tmp_path / 'weights.pth'), whole=False)
+    assert {m.impl for m in model.modules() if hasattr(m, 'impl')} == {'naive'}
+    assert not model.training
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value)
+
+
+@pytest.mark.parametrize('source, message', [
+    ('tiny', 'is a backbone by itself'),
+    (str(ROOT / 'configs/maskrcnn_dat_t_1x_coco.py'), 'exports segmentors only'),
+    ('tiny+++', 'there is no config file'),
+])
+def test_refusals(source, message):
+    with pytest.raises(RunError, match=message):
+        export_onnx.load_model(source, None, whole=True)
