@@ -44,4 +44,4 @@ $name: $figures
   sampling points  $PWD/$work/sampling_points
 "
 done
-printf '\nmeasured on the validation images of data/shapes, with %s CPU cores:\n%s' "$(nproc)" "$report"
+printf '\nmeasured on the validation images of data/shapes, with %s CPU cores:\n%s' "$(nproc --all)" "$report"
