@@ -185,8 +185,11 @@ def zoo():
 
 @pytest.mark.parametrize('name', zoo())
 def test_every_head_of_every_config_follows(name, source):
-    helper, count, root = {'in1k': ('class_folders', 3, source / 'folders'), 'ade20k': ('image_label_folder', 4, source),
-                           'coco': ('coco_folder', 3, source)}[re.search('in1k|ade20k|coco', name)[0]]  # yapf: disable
+    helper, count, root = {
+        'in1k': ('class_folders', 3, source / 'folders'),
+        'ade20k': ('image_label_folder', 4, source),
+        'coco': ('coco_folder', 3, source),
+    }[re.search('in1k|ade20k|coco', name)[0]]
     config = ROOT / f'configs/{name}.py'
     if 'panoptic' in name:
         with pytest.raises(RunError, match='not panoptic annotations: choose another config'):

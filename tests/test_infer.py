@@ -46,7 +46,11 @@ FEW = {'detection': {'model.test_cfg.rcnn.max_per_img': 6}}
 def config(task, **options):
     return load_config(
         Namespace(
-            config=str(CONFIGS[task]), override=None, cfg_options=dict(FEW.get(task, {}), **options), work_dir='work', launcher='none',
+            config=str(CONFIGS[task]),
+            override=None,
+            cfg_options=dict(FEW.get(task, {}), **options),
+            work_dir='work',
+            launcher='none',
             local_rank=0))
 
 

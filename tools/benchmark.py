@@ -42,7 +42,9 @@ SUITES: Dict[str, List[Case]] = {
         Case('compiled', ('DAT-T', 'DAT-T compiled'), ('forward', )),
         Case('recomputed blocks', ('Swin-T', 'DAT-T', 'DAT-T with_cp'), ('training', ), (2048, 2048)),
     ],
-    'naive-backbones': [Case('backbone', ('DAT-T naive', 'DAT-T', 'DAT-T++ naive', 'DAT-T++'), ('forward', 'training'))],
+    'naive-backbones': [
+        Case('backbone', ('DAT-T naive', 'DAT-T', 'DAT-T++ naive', 'DAT-T++'), ('forward', 'training'))
+    ],
     'scaling': [
         Case(f'{side}x{side}', BACKBONES, ('training', ), (side, side)) for side in (512, 768, 1024, 1448, 2048)
     ],

@@ -1,7 +1,7 @@
 """Export a backbone, or a whole segmentor, to ONNX and check the file against PyTorch.
 
     python tools/export_onnx.py tiny++ dat_pp_tiny.onnx --size 224 224
-    python tools/export_onnx.py configs/maskrcnn_dat_t_1x_coco.py backbone.onnx --checkpoint epoch_12.pth --size 800 1344
+    python tools/export_onnx.py configs/maskrcnn_dat_t_1x_coco.py backbone.onnx --checkpoint epoch_12.pth
     python tools/export_onnx.py configs/upernet_dat_t_160k_ade20k.py upernet.onnx --whole --size 512 512
 
 The model gets preprocessed images, ``input`` of (batch, 3, height, width); a backbone returns its maps, a segmentor
@@ -159,7 +159,8 @@ def main() -> None:
     parser.add_argument('out', metavar='OUT.onnx', help='file to write')
     parser.add_argument('--checkpoint', help='weights (default: those of init_cfg of the backbone, or untrained ones)')
     parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='default: 224 224')
-    parser.add_argument('--dynamic', action='store_true', help='leave batch, height and width open (DAT++: from 64 pixels)')
+    parser.add_argument(
+        '--dynamic', action='store_true', help='leave batch, height and width open (DAT++: from 64 pixels)')
     parser.add_argument('--whole', action='store_true', help='the whole segmentor in place of the backbone')
     args = parser.parse_args()
 
@@ -176,8 +177,8 @@ def main() -> None:
         shapes = [(1, height, width)] * 3
     differences = check(model, args.out, shapes)
     for shape, difference in zip(shapes, differences):
-        print(f'{shape[0]}x3x{shape[1]}x{shape[2]}: onnxruntime differs from PyTorch by {difference:.1e} of the largest '
-              f'value')
+        print(f'{shape[0]}x3x{shape[1]}x{shape[2]}: onnxruntime differs from PyTorch by {difference:.1e} of the '
+              'largest value')
     if not max(differences) <= TOLERANCE:
         Path(args.out).unlink()
         raise RunError(f'the exported file differs by more than {TOLERANCE:.0e} and was removed: '

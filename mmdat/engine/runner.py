@@ -27,7 +27,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         metavar='FILE',
         help='a config file merged over CONFIG; num_classes at its top level replaces every num_classes of the model')
     parser.add_argument(
-        '--data', metavar='DIR', help='the directory of your data, with --override configs/own_data/… (its data_root)')
+        '--data', metavar='DIR', help='the directory of your data, for --override configs/own_data/… (its data_root)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',

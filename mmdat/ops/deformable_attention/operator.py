@@ -74,7 +74,8 @@ _INPUTS = ('Tensor query, Tensor key, Tensor value, Tensor table, Tensor positio
            'bool even, int num_heads, int scores')
 _library = torch.library.Library('mmdat', 'FRAGMENT')
 _library.define(f'deformable_attention({_INPUTS}) -> (Tensor, Tensor)')
-_library.define(f'deformable_attention_backward(Tensor grad, Tensor out, Tensor lse, {_INPUTS}, bool[] needs) -> Tensor[]')
+_library.define(
+    f'deformable_attention_backward(Tensor grad, Tensor out, Tensor lse, {_INPUTS}, bool[] needs) -> Tensor[]')
 _library.impl('deformable_attention', tiled.forward, 'CompositeExplicitAutograd')
 _library.impl('deformable_attention', _meta_forward, 'Meta')
 _library.impl('deformable_attention', _differentiable_operator, 'Autograd')

@@ -61,7 +61,7 @@ class TablePatches:
         return Block(self, (index[..., None] + self.offsets).flatten(), y, x)
 
     def _coordinates(self, axis: int, query: Tensor, key: Tensor) -> Tuple[Tensor, Tensor]:
-        """The first tap of each key, ``(L, n)``, and how far each query is beyond each tap, ``(L * n, taps, queries)``."""
+        """The first tap of each key ``(L, n)``; how far each query is beyond each tap ``(L * n, taps, queries)``."""
         size, margin = self.size[axis], self.margins[axis]
         # The arithmetic of TableBias.rows and grid_sample, so that all round alike.
         coordinate = ((query - key[..., None]) / 2 + 1) / 2 * (size - 1)
@@ -125,7 +125,8 @@ class Block:
         patch_grad = grad[:, :rows, :cols]
         table_grad[head].index_add_(0, self.index, patch_grad.reshape(-1))
         patch = self._patch(head)
-        return torch.stack([(patch * grad[:, rows:, :cols]).sum((1, 2)), (patch * grad[:, :rows, cols:]).sum((1, 2))], 1)
+        by_slope = [grad[:, rows:, :cols], grad[:, :rows, cols:]]
+        return torch.stack([(patch * part).sum((1, 2)) for part in by_slope], 1)
 
     def _patch(self, head: int) -> Tensor:
         patch = self.whole.table_of_head[head].index_select(0, self.index)

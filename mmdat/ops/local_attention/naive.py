@@ -44,7 +44,7 @@ def naive_window_attention(query: Tensor,
                            window_size: int,
                            shift: int = 0,
                            dropout: float = 0.0) -> Tensor:
-    """See :func:`mmdat.ops.window_attention`: the map is rolled, and windows of two sides masked (Swin, section 3.2)."""
+    """See :func:`mmdat.ops.window_attention`: the map is rolled, windows of two sides masked (Swin, section 3.2)."""
     batch, channels, height, width = query.shape
     rows, cols = height // window_size, width // window_size
 

@@ -61,8 +61,8 @@ def _meta_backward(grad: Tensor, out: Tensor, *args: Any) -> List[Tensor]:
     return [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:4], args[-1])]
 
 
-_INPUTS = ('Tensor query, Tensor key, Tensor value, Tensor bias_table, int num_heads, str pattern, int size, int shift, '
-           'int scores')
+_INPUTS = ('Tensor query, Tensor key, Tensor value, Tensor bias_table, int num_heads, str pattern, int size, '
+           'int shift, int scores')
 _library = torch.library.Library('mmdat', 'FRAGMENT')
 _library.define(f'local_attention({_INPUTS}) -> Tensor')
 _library.define(f'local_attention_backward(Tensor grad, Tensor out, {_INPUTS}, bool[] needs) -> Tensor[]')

@@ -107,11 +107,10 @@ class _Work:
         self.table = table
         entries = table.shape[1] * table.shape[2]
         # The table has one entry more for keys that are not seen: where row and column add up to its index or beyond.
-        row, col = [
-            torch.tensor([[[entries if i is None else i * stride for i in keys] for keys in run.relative] for run in axis.runs],
-                         device=table.device) for axis, stride in ((self.rows, table.shape[2]), (self.cols, 1))
-        ]
-        row, col = row.view(-1, 1, self.side, 1, self.key_side, 1), col.view(-1, 1, self.side, 1, self.key_side)
+        row, col = [[[[entries if i is None else i * stride for i in keys] for keys in run.relative] for run in axis.runs]
+                    for axis, stride in ((self.rows, table.shape[2]), (self.cols, 1))]
+        row = torch.tensor(row, device=table.device).view(-1, 1, self.side, 1, self.key_side, 1)
+        col = torch.tensor(col, device=table.device).view(-1, 1, self.side, 1, self.key_side)
         self.index = (row + col).clamp_(max=entries).flatten()
         values = table.to(torch.promote_types(query.dtype, table.dtype)).flatten(1)
         values = F.pad(values, (0, 1), value=-torch.inf).index_select(1, self.index)
