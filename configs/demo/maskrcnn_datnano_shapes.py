@@ -127,8 +127,8 @@ val_evaluator = dict(
     type='CocoMetric', ann_file=_base_.data_root + 'annotations/instances_val.json', metric=['bbox', 'segm'])
 test_evaluator = val_evaluator
 
-max_epochs = 8
-train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 2)
+max_epochs = 9
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=max_epochs, val_interval=max_epochs // 3)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 
@@ -140,5 +140,5 @@ param_scheduler = [
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 randomness = dict(seed=0)
 
-default_hooks = dict(logger=dict(interval=40), checkpoint=dict(interval=max_epochs // 2, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=40), checkpoint=dict(interval=max_epochs // 3, max_keep_ckpts=1))
 custom_hooks = [dict(type='mmdat.SamplingPointsHook')]
