@@ -1,4 +1,5 @@
 """Package metadata; `pip install .` and `mim install .` carry configs and tools below mmdat/.mim."""
+
 import re
 import shutil
 from pathlib import Path

@@ -6,9 +6,7 @@ _base_ = [
     '_base_/default_runtime/mmpretrain.py',
 ]
 
-model = dict(
-    backbone=dict(arch=_base_.arch, drop_path_rate=0.5),
-    head=dict(in_channels=_base_.channels[-1]))
+model = dict(backbone=dict(arch=_base_.arch, drop_path_rate=0.5), head=dict(in_channels=_base_.channels[-1]))
 
 optim_wrapper = dict(optimizer=dict(lr=8e-4), clip_grad=dict(max_norm=1.0))
 warmup_epochs = 50

@@ -9,8 +9,8 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(arch=_base_.arch, img_size=384, drop_path_rate=0.6),
-    head=dict(in_channels=_base_.channels[-1]))
+    backbone=dict(arch=_base_.arch, img_size=384, drop_path_rate=0.6), head=dict(in_channels=_base_.channels[-1])
+)
 
 optim_wrapper = dict(optimizer=dict(lr=2e-5))
 param_scheduler = [
@@ -20,5 +20,6 @@ param_scheduler = [
         by_epoch=True,
         begin=0,
         end=_base_.train_cfg.max_epochs,
-        convert_to_iter_based=True)
+        convert_to_iter_based=True,
+    )
 ]

@@ -10,4 +10,5 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(arch=_base_.arch, drop_path_rate=0.3),
-    decode_head=dict(in_channels=_base_.channels))
+    decode_head=dict(in_channels=_base_.channels),
+)

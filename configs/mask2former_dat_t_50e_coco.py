@@ -10,4 +10,5 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(batch_augments=_base_.batch_augments),
     backbone=dict(arch=_base_.arch, drop_path_rate=0.3),
-    panoptic_head=dict(in_channels=_base_.channels))
+    panoptic_head=dict(in_channels=_base_.channels),
+)

@@ -9,4 +9,5 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(arch=_base_.arch, drop_path_rate=0.2),
-    neck=dict(in_channels=_base_.channels))
+    neck=dict(in_channels=_base_.channels),
+)

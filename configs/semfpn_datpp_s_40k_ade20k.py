@@ -9,6 +9,7 @@ _base_ = [
 model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(arch=_base_.arch, drop_path_rate=0.4),
-    neck=dict(in_channels=_base_.channels))
+    neck=dict(in_channels=_base_.channels),
+)
 
 train_dataloader = dict(batch_size=_base_.auto_scale_lr.base_batch_size // 8)  # per GPU

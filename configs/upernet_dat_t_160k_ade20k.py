@@ -10,4 +10,5 @@ model = dict(
     data_preprocessor=dict(size=_base_.crop_size),
     backbone=dict(arch=_base_.arch, drop_path_rate=0.3),
     decode_head=dict(in_channels=_base_.channels),
-    auxiliary_head=dict(in_channels=_base_.channels[2]))
+    auxiliary_head=dict(in_channels=_base_.channels[2]),
+)

@@ -1,9 +1,21 @@
 """DAT and DAT++, Vision Transformers with Deformable Attention, for OpenMMLab."""
-from .models import (DAT, DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention, WindowAttention,
-                     record_sampling)
+
+from .models import (
+    DAT,
+    DeformableAttention,
+    NeighborhoodAttention,
+    ShiftedWindowAttention,
+    WindowAttention,
+    record_sampling,
+)
 from .version import __version__
 
 __all__ = [
-    'DAT', 'DeformableAttention', 'NeighborhoodAttention', 'ShiftedWindowAttention', 'WindowAttention', '__version__',
-    'record_sampling'
+    'DAT',
+    'DeformableAttention',
+    'NeighborhoodAttention',
+    'ShiftedWindowAttention',
+    'WindowAttention',
+    '__version__',
+    'record_sampling',
 ]

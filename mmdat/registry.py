@@ -1,4 +1,5 @@
 """mmdat's registries: children of MMEngine's, so ``type='mmdat.DAT'`` resolves in any MM toolbox."""
+
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
 from mmengine.registry import MODELS as MMENGINE_MODELS
@@ -12,4 +13,5 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmdat',
-    locations=['mmdat.engine.layer_decay'])
+    locations=['mmdat.engine.layer_decay'],
+)

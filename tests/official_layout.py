@@ -1,4 +1,5 @@
 """The reverse of mmdat's checkpoint conversion, to write files of the official layout."""
+
 import re
 
 TABLE = 'relative_position_bias_table'

@@ -1,4 +1,5 @@
 """Weights from the official release load by every ordinary way; wrong ones are refused by name."""
+
 import pickle
 import runpy
 import subprocess
@@ -11,7 +12,6 @@ import torch.nn.functional as F
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import load_state_dict
-
 from official_layout import to_official
 
 from mmdat import DAT
@@ -42,7 +42,6 @@ def same_weights(model, official_state_dict):
 
 
 class Detector(BaseModule):
-
     def __init__(self, backbone):
         super().__init__()
         self.backbone = backbone
@@ -50,10 +49,17 @@ class Detector(BaseModule):
 
 
 # --- the ways to load ----------------------------------------------------------------------
-@pytest.mark.parametrize('wrap', [lambda s: {'model': s}, lambda s: {'state_dict': s}, lambda s: s,
-                                  lambda s: {'model': s, 'epoch': 3, 'optimizer': {'state': {}}},
-                                  lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()}}],
-                         ids=['model', 'state_dict', 'bare', 'training', 'detector'])  # yapf: disable
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda s: {'model': s},
+        lambda s: {'state_dict': s},
+        lambda s: s,
+        lambda s: {'model': s, 'epoch': 3, 'optimizer': {'state': {}}},
+        lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()}},
+    ],
+    ids=['model', 'state_dict', 'bare', 'training', 'detector'],
+)
 def test_init_cfg_takes_every_wrapper(official, wrap, tmp_path):
     state_dict, arch, img_size = official
     torch.save(wrap(state_dict), tmp_path / 'official.pth')
@@ -66,8 +72,9 @@ def test_init_cfg_takes_every_wrapper(official, wrap, tmp_path):
 def test_init_cfg_with_prefix_takes_the_backbone_of_a_detector(official, tmp_path):
     state_dict, arch, img_size = official
     torch.save({'state_dict': {f'backbone.{k}': v for k, v in state_dict.items()}}, tmp_path / 'detector.pth')
-    model = DAT(arch, img_size,
-                init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'detector.pth'), prefix='backbone.'))
+    model = DAT(
+        arch, img_size, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'detector.pth'), prefix='backbone.')
+    )
     model.init_weights()
     assert same_weights(model, state_dict)
 
@@ -75,8 +82,11 @@ def test_init_cfg_with_prefix_takes_the_backbone_of_a_detector(official, tmp_pat
 def test_load_checkpoint_and_load_state_dict(official, tmp_path):
     state_dict, arch, img_size = official
     torch.save({'model': state_dict}, tmp_path / 'official.pth')
-    for load in (lambda m: load_checkpoint(m, str(tmp_path / 'official.pth'), map_location='cpu'),
-                 lambda m: load_state_dict(m, state_dict), lambda m: m.load_state_dict(state_dict, strict=False)):
+    for load in (
+        lambda m: load_checkpoint(m, str(tmp_path / 'official.pth'), map_location='cpu'),
+        lambda m: load_state_dict(m, state_dict),
+        lambda m: m.load_state_dict(state_dict, strict=False),
+    ):
         model = DAT(arch, img_size)
         load(model)
         assert same_weights(model, state_dict)
@@ -103,7 +113,7 @@ def test_own_checkpoints_load_strictly(nano):
 # --- the final norm ------------------------------------------------------------------------
 def test_cls_norm_becomes_the_norm_of_a_single_output(official):
     state_dict, arch, img_size = official
-    model = DAT(arch, img_size, out_indices=(3, ))
+    model = DAT(arch, img_size, out_indices=(3,))
     model.load_state_dict(state_dict)
     assert torch.equal(model.norm3.weight, state_dict['cls_norm.norm.weight'])
 
@@ -120,7 +130,7 @@ def test_cls_norm_is_left_out_of_several_outputs(official):
 # --- tables of other sizes -----------------------------------------------------------------
 def test_tables_are_resized(official):
     state_dict, arch, img_size = official
-    model = DAT(arch, img_size=img_size * 2, window_size=11, out_indices=(3, ))
+    model = DAT(arch, img_size=img_size * 2, window_size=11, out_indices=(3,))
     model.load_state_dict(state_dict)
     tables = {key: value for key, value in model.state_dict().items() if key.endswith('relative_position_bias_table')}
     for key, value in convert_official(state_dict).items():
@@ -140,8 +150,10 @@ def test_resized_tables_keep_their_geometry():
 
 
 # --- wrong files ---------------------------------------------------------------------------
-@pytest.mark.parametrize('file, model', [('tiny', 'small'), ('base', 'tiny'), ('tiny++', 'small++'),
-                                         ('small++', 'small'), ('base', 'base++')])
+@pytest.mark.parametrize(
+    'file, model',
+    [('tiny', 'small'), ('base', 'tiny'), ('tiny++', 'small++'), ('small++', 'small'), ('base', 'base++')],
+)
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
 def test_another_size_is_refused_with_its_name(file, model, prefix):
     with torch.device('meta'):
@@ -149,8 +161,9 @@ def test_another_size_is_refused_with_its_name(file, model, prefix):
     state_dict = {prefix + key: value for key, value in state_dict.items()}
     target = Detector(target) if prefix else target
     for load in (target.load_state_dict, lambda s: load_state_dict(target, s)):
-        with pytest.raises(RuntimeError, match=f"weights are of arch='{file}'.* backbone is arch='{model}'".replace(
-                '+', r'\+')):
+        with pytest.raises(
+            RuntimeError, match=f"weights are of arch='{file}'.* backbone is arch='{model}'".replace('+', r'\+')
+        ):
             load(state_dict)
 
 
@@ -159,7 +172,7 @@ def test_missing_and_unexpected_keys_are_reported(official):
     del state_dict['stages.2.attns.1.proj_q.weight']
     state_dict['stages.0.attns.0.another'] = torch.zeros(1)
     with pytest.raises(RuntimeError) as error:
-        DAT(arch, img_size, out_indices=(3, )).load_state_dict(state_dict)
+        DAT(arch, img_size, out_indices=(3,)).load_state_dict(state_dict)
     assert 'stages.2.blocks.1.mixer.proj_q.weight' in str(error.value)
     assert 'stages.0.blocks.0.mixer.another' in str(error.value)
 
@@ -167,11 +180,10 @@ def test_missing_and_unexpected_keys_are_reported(official):
 def test_unknown_architectures_are_described(nano):
     signature = Signature.of(DAT(nano, img_size=64).state_dict())
     assert signature.name is None
-    assert f"generation {nano['generation']}" in str(signature) and 'dims=(16, 32, 64, 128)' in str(signature)
+    assert f'generation {nano["generation"]}' in str(signature) and 'dims=(16, 32, 64, 128)' in str(signature)
 
 
 class Malicious:
-
     def __init__(self, path):
         self.path = str(path)
 
@@ -192,8 +204,9 @@ def test_load_file_runs_no_code(tmp_path):
     assert trace.exists()
 
 
-@pytest.mark.parametrize('content, message', [(None, 'there is no checkpoint'), (b'hello', 'not a readable'),
-                                              (b'', 'not a readable')])
+@pytest.mark.parametrize(
+    'content, message', [(None, 'there is no checkpoint'), (b'hello', 'not a readable'), (b'', 'not a readable')]
+)
 def test_load_file_says_what_is_wrong(tmp_path, content, message):
     path = tmp_path / 'weights.pth'
     if content is not None:
@@ -218,8 +231,12 @@ def convert(monkeypatch):
 
 
 def test_convert_as_a_command(tmp_path):
-    result = subprocess.run([sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', 'none.pth', 'out.pth'],
-                            cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', 'none.pth', 'out.pth'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 1
     assert result.stderr.startswith('convert_checkpoint.py: there is no checkpoint none.pth')
     assert len(result.stderr.strip().splitlines()) == 1
@@ -232,7 +249,7 @@ def test_convert_classifier(official, tmp_path, convert):
     converted = torch.load(tmp_path / 'mmdat.pth', weights_only=True)['state_dict']
     assert torch.equal(converted.pop('head.fc.weight'), state_dict['cls_head.weight'])
     assert torch.equal(converted.pop('head.fc.bias'), state_dict['cls_head.bias'])
-    detector = Detector(DAT(arch, img_size, out_indices=(3, )))
+    detector = Detector(DAT(arch, img_size, out_indices=(3,)))
     missing, unexpected = detector.load_state_dict(converted, strict=False)
     assert missing == ['neck.weight', 'neck.bias'] and not unexpected
     model = DAT(arch, img_size, init_cfg=dict(type='Pretrained', checkpoint=str(tmp_path / 'mmdat.pth')))
@@ -248,15 +265,22 @@ def test_convert_keeps_the_rest_of_a_detector(tmp_path, convert):
     assert convert(tmp_path / 'detector.pth', tmp_path / 'mmdat.pth') is None
     converted = torch.load(tmp_path / 'mmdat.pth', weights_only=True)['state_dict']
     assert torch.equal(converted.pop('neck.lateral_convs.0.conv.weight'), torch.ones(3))
-    DAT(arch, img_size).load_state_dict({key[len('backbone.'):]: value for key, value in converted.items()})
+    DAT(arch, img_size).load_state_dict({key[len('backbone.') :]: value for key, value in converted.items()})
 
 
-@pytest.mark.parametrize('make, args, message', [
-    (lambda path: path.write_bytes(b'hello'), [], 'not a readable PyTorch checkpoint'),
-    (lambda path: torch.save({'model': {'conv.weight': torch.ones(1)}}, path), [], 'no official DAT weights'),
-    (lambda path: torch.save({'model': load_case('dat_cls')[0]}, path), ['--img-size', '384'],
-     'only be resized for a published architecture'),
-], ids=['garbage', 'other model', 'resize'])  # yapf: disable
+@pytest.mark.parametrize(
+    'make, args, message',
+    [
+        (lambda path: path.write_bytes(b'hello'), [], 'not a readable PyTorch checkpoint'),
+        (lambda path: torch.save({'model': {'conv.weight': torch.ones(1)}}, path), [], 'no official DAT weights'),
+        (
+            lambda path: torch.save({'model': load_case('dat_cls')[0]}, path),
+            ['--img-size', '384'],
+            'only be resized for a published architecture',
+        ),
+    ],
+    ids=['garbage', 'other model', 'resize'],
+)
 def test_convert_refuses_in_one_sentence(tmp_path, convert, make, args, message):
     make(tmp_path / 'in.pth')
     said = convert(tmp_path / 'in.pth', tmp_path / 'out.pth', *args)
@@ -275,18 +299,19 @@ def test_convert_overwrites_only_when_forced(tmp_path, convert):
 @pytest.mark.parametrize('arch, window_size', [('tiny', 12), ('tiny++', 7)])
 def test_convert_resizes_tables(tmp_path, convert, arch, window_size):
     """A published 224 model, written in the official layout, becomes a 384 model."""
-    model = DAT(arch, out_indices=(3, ))
+    model = DAT(arch, out_indices=(3,))
     torch.save({'model': to_official(model.state_dict())}, tmp_path / 'in.pth')
     assert convert(tmp_path / 'in.pth', tmp_path / 'out.pth', '--img-size', 384, '--window-size', window_size) is None
     converted = torch.load(tmp_path / 'out.pth', weights_only=True)['state_dict']
-    DAT(arch, img_size=384, window_size=window_size, out_indices=(3, )).load_state_dict(
-        {key[len('backbone.'):]: value for key, value in converted.items()})
+    DAT(arch, img_size=384, window_size=window_size, out_indices=(3,)).load_state_dict(
+        {key[len('backbone.') :]: value for key, value in converted.items()}
+    )
 
 
 @pytest.mark.parametrize('name', ['dat_cls', 'datpp_cls_112', 'datpp_dense_70x93'])
 def test_the_layout_that_tests_write_is_the_official_one(name):
     state_dict, arch, img_size = load_case(name)
-    model = DAT(arch, img_size, out_indices=(3, ) if 'cls' in name else (0, 1, 2, 3))
+    model = DAT(arch, img_size, out_indices=(3,) if 'cls' in name else (0, 1, 2, 3))
     written = to_official(model.state_dict())
     shapes = {key: value.shape for key, value in state_dict.items() if not key.startswith('cls_head')}
     assert {key: value.shape for key, value in written.items()} == shapes

@@ -1,4 +1,5 @@
 """Every config of the zoo: parses, builds, has the published size, optimizer, schedule and data types."""
+
 import copy
 import functools
 import importlib
@@ -78,9 +79,9 @@ DROP_PATH = {
     'maskrcnn_dat_3x': (0.2, 0.2),
     'maskrcnn_datpp_1x': (0.0, 0.1),
     'maskrcnn_datpp_3x': (0.3, 0.5),
-    'cascade_maskrcnn_dat_1x': (0.1, ),
+    'cascade_maskrcnn_dat_1x': (0.1,),
     'cascade_maskrcnn_dat_3x': (0.2, 0.2, 0.3),
-    'cascade_maskrcnn_datpp_1x': (0.0, ),
+    'cascade_maskrcnn_datpp_1x': (0.0,),
     'cascade_maskrcnn_datpp_3x': (0.1, 0.5, 0.8),
     'semfpn_dat_80k': (0.2, 0.3, 0.5),
     'semfpn_datpp_40k': (0.4, 0.4, 0.7),
@@ -90,12 +91,12 @@ DROP_PATH = {
     'classifier_datpp_300e': (0.2, 0.4, 0.7),
     'classifier_dat_30e': (None, None, 0.5),
     'classifier_datpp_30e': (None, None, 0.6),
-    'dino_dat_12e': (0.2, ),
-    'dino_dat_36e': (0.2, ),
+    'dino_dat_12e': (0.2,),
+    'dino_dat_36e': (0.2,),
     'dino_datpp_12e': (0.2, None, 0.2),
     'dino_datpp_36e': (0.2, None, 0.2),
-    'mask2former_dat_50e': (0.3, ),
-    'mask2former_dat_160k': (0.3, ),
+    'mask2former_dat_50e': (0.3,),
+    'mask2former_dat_160k': (0.3,),
     'mask2former_datpp_50e': (0.3, None, 0.3),
     'mask2former_datpp_160k': (0.3, None, 0.3),
 }
@@ -110,8 +111,9 @@ class Name:
     """What the name of a config says: {head}_{dat|datpp}_{t|s|b}_{schedule}_{dataset}."""
 
     def __init__(self, name: str):
-        match = re.fullmatch(r'(?:(\w+)_)?(dat|datpp)_([tsb])_([0-9]+[xek])_(coco|coco_panoptic|ade20k|in1k(?:_384)?)',
-                             name)
+        match = re.fullmatch(
+            r'(?:(\w+)_)?(dat|datpp)_([tsb])_([0-9]+[xek])_(coco|coco_panoptic|ade20k|in1k(?:_384)?)', name
+        )
         self.name = name
         assert match, f'{name} does not follow the naming rule of configs/README.md'
         self.head = match[1] or 'classifier'
@@ -290,7 +292,7 @@ def test_schedule_has_the_published_length_and_end(built):
 EPOCH_LENGTH = 100
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def learning_rates(scheduler: str, lr: float, length: int, by_epoch: bool) -> list:
     """The learning rate of each iteration (a list), as MMEngine's ParamSchedulerHook steps the schedulers."""
     optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr)
@@ -345,10 +347,19 @@ def test_datasets_and_pipelines_exist(built):
         assert_registered(MODELS, config.tta_model)
 
 
-@pytest.mark.parametrize('name', [
-    'maskrcnn_dat_t_1x_coco', 'maskrcnn_datpp_t_1x_coco', 'retinanet_dat_t_1x_coco', 'retinanet_datpp_t_1x_coco',
-    'upernet_dat_t_160k_ade20k', 'upernet_datpp_t_160k_ade20k', 'dat_t_300e_in1k', 'datpp_t_300e_in1k'
-])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'maskrcnn_dat_t_1x_coco',
+        'maskrcnn_datpp_t_1x_coco',
+        'retinanet_dat_t_1x_coco',
+        'retinanet_datpp_t_1x_coco',
+        'upernet_dat_t_160k_ade20k',
+        'upernet_datpp_t_160k_ade20k',
+        'dat_t_300e_in1k',
+        'datpp_t_300e_in1k',
+    ],
+)
 def test_runner_misses_nothing_but_the_data(name, tmp_path):
     config = load(name)
     config.work_dir = str(tmp_path)

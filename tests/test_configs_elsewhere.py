@@ -1,4 +1,5 @@
 """The examples of docs/other_projects.md, run as they stand there."""
+
 import re
 from pathlib import Path
 
@@ -27,14 +28,17 @@ def test_importable_backbones_are_those_of_the_configs(size):
         assert list(DAT(options['arch']).out_channels) == channels
 
 
-@pytest.mark.parametrize('name', ['maskrcnn_dat_t_1x_coco', 'retinanet_dat_t_1x_coco', 'upernet_dat_t_160k_ade20k',
-                                  'dat_t_300e_in1k'])  # yapf: disable
+@pytest.mark.parametrize(
+    'name', ['maskrcnn_dat_t_1x_coco', 'retinanet_dat_t_1x_coco', 'upernet_dat_t_160k_ade20k', 'dat_t_300e_in1k']
+)
 def test_importable_recipes_are_those_of_the_configs(name, tmp_path):
     """All that the Runner takes; a config of another project imports it and changes what it wants."""
     path = tmp_path / 'example.py'
-    path.write_text('from mmengine.config import read_base\n'
-                    f'with read_base():\n    from mmdat.configs.{name} import *\n'
-                    "work_dir = 'elsewhere'\n")
+    path.write_text(
+        'from mmengine.config import read_base\n'
+        f'with read_base():\n    from mmdat.configs.{name} import *\n'
+        "work_dir = 'elsewhere'\n"
+    )
     imported = Config.fromfile(path).to_dict()
     text_style = Config.fromfile(Path(__file__).parents[1] / f'configs/{name}.py').to_dict()
     assert imported.pop('work_dir') == 'elsewhere'
@@ -44,8 +48,10 @@ def test_importable_recipes_are_those_of_the_configs(name, tmp_path):
         assert imported[key] == text_style[key], key
 
 
-@pytest.mark.parametrize('example, out_channels', [(MMDET, (64, 128, 256, 512)), (RECIPE, (64, 128, 256, 512)),
-                                                   (PYTHON_STYLE, (128, 256, 512))])
+@pytest.mark.parametrize(
+    'example, out_channels',
+    [(MMDET, (64, 128, 256, 512)), (RECIPE, (64, 128, 256, 512)), (PYTHON_STYLE, (128, 256, 512))],
+)
 def test_config_of_another_project(example, out_channels, tmp_path):
     path = tmp_path / 'example.py'
     path.write_text(example)

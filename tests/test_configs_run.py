@@ -2,6 +2,7 @@
 
 Full-size models on generated images; overrides change the data, the number of classes and the length, nothing else.
 """
+
 import argparse
 import json
 import math
@@ -37,20 +38,33 @@ SMALL_MASK2FORMER = {
 FAMILIES = [
     pytest.param('retinanet_{}_t_1x_coco', 'coco', {'model.test_cfg.score_thr': 0.0}, 'coco/bbox_mAP', id='retinanet'),
     pytest.param('maskrcnn_{}_t_3x_coco', 'coco', SMALL_RPN, 'coco/segm_mAP', id='maskrcnn'),
-    pytest.param('cascade_maskrcnn_{}_t_1x_coco', 'coco', SMALL_RPN, 'coco/segm_mAP', id='cascade_maskrcnn',
-                 marks=slow),
+    pytest.param(
+        'cascade_maskrcnn_{}_t_1x_coco', 'coco', SMALL_RPN, 'coco/segm_mAP', id='cascade_maskrcnn', marks=slow
+    ),
     pytest.param('semfpn_{}_t_*_ade20k', 'ade20k', {}, 'mIoU', id='semfpn'),
     pytest.param('upernet_{}_t_160k_ade20k', 'ade20k', {}, 'mIoU', id='upernet', marks=slow),
     pytest.param('{}_t_300e_in1k', 'in1k', {}, 'accuracy/top1', id='classifier'),
     pytest.param('{}_b_30e_in1k_384', 'in1k', {}, 'accuracy/top1', id='classifier_384', marks=slow),
-    pytest.param('dino_{}_t_12e_coco', 'coco', {'model.num_queries': 20, 'model.test_cfg.max_per_img': 20},
-                 'coco/bbox_mAP', id='dino', marks=slow),
-    pytest.param('mask2former_{}_t_50e_coco', 'coco', SMALL_MASK2FORMER, 'coco/segm_mAP', id='mask2former_coco',
-                 marks=slow),
-    pytest.param('mask2former_{}_t_160k_ade20k', 'ade20k',
-                 {'model.decode_head.loss_cls.class_weight': [1.0] * 5 + [0.1]}, 'mIoU', id='mask2former_ade20k',
-                 marks=slow),
-]  # yapf: disable
+    pytest.param(
+        'dino_{}_t_12e_coco',
+        'coco',
+        {'model.num_queries': 20, 'model.test_cfg.max_per_img': 20},
+        'coco/bbox_mAP',
+        id='dino',
+        marks=slow,
+    ),
+    pytest.param(
+        'mask2former_{}_t_50e_coco', 'coco', SMALL_MASK2FORMER, 'coco/segm_mAP', id='mask2former_coco', marks=slow
+    ),
+    pytest.param(
+        'mask2former_{}_t_160k_ade20k',
+        'ade20k',
+        {'model.decode_head.loss_cls.class_weight': [1.0] * 5 + [0.1]},
+        'mIoU',
+        id='mask2former_ade20k',
+        marks=slow,
+    ),
+]
 
 
 @pytest.fixture(scope='module')
@@ -62,7 +76,7 @@ def workplace(tmp_path_factory):
 
 def load(name: str, task: str, options: dict):
     """The config of a family with the demo's override and the options: one iteration on small images."""
-    path, = ROOT.glob(f'{name}.py')
+    (path,) = ROOT.glob(f'{name}.py')
     parser = argparse.ArgumentParser()
     parser.add_argument('config')
     add_common_options(parser)
@@ -77,13 +91,15 @@ def load(name: str, task: str, options: dict):
         dataset = config[f'{part}_dataloader'].dataset
         dataset.indices = 2 if part == 'train' else 1
         resize(dataset.pipeline)
-    config.merge_from_dict({
-        'train_dataloader.batch_size': 2,
-        'default_hooks.checkpoint': dict(interval=100, save_last=False),
-        # The visualizer writes the log, and there is one per name in a process.
-        'visualizer.name': path.stem,
-        **options
-    })
+    config.merge_from_dict(
+        {
+            'train_dataloader.batch_size': 2,
+            'default_hooks.checkpoint': dict(interval=100, save_last=False),
+            # The visualizer writes the log, and there is one per name in a process.
+            'visualizer.name': path.stem,
+            **options,
+        }
+    )
     return config
 
 

@@ -1,4 +1,5 @@
 """configs/own_data: data of one's own, with other classes and sizes than any config knows, by one command."""
+
 import importlib.util
 import json
 import re
@@ -50,13 +51,17 @@ def source(tmp_path_factory):
         coco = dict(
             images=[],
             annotations=[],
-            categories=[dict(id=number, name=name) for number, name in zip(CATEGORY_IDS, CLASSES)])
+            categories=[dict(id=number, name=name) for number, name in zip(CATEGORY_IDS, CLASSES)],
+        )
         for number in range(count):
             label = number % 3
             image, mask = draw(rng, SIZES[number], label)
-            paths = [root / split / f'{number}.png', root / 'images' / split / f'{number}.png',
-                     root / 'labels' / split / f'{number}.png',
-                     root / 'folders' / split / CLASSES[label] / f'{number}.png']  # yapf: disable
+            paths = [
+                root / split / f'{number}.png',
+                root / 'images' / split / f'{number}.png',
+                root / 'labels' / split / f'{number}.png',
+                root / 'folders' / split / CLASSES[label] / f'{number}.png',
+            ]
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 labels = np.where(mask > 0, label + 1, 0).astype(np.uint8)
@@ -73,7 +78,9 @@ def source(tmp_path_factory):
                     bbox=list(cv2.boundingRect(mask)),
                     area=int(mask.sum()),
                     iscrowd=0,
-                    segmentation=[contours[0].reshape(-1).tolist()]))
+                    segmentation=[contours[0].reshape(-1).tolist()],
+                )
+            )
         for name in CLASSES:
             (root / 'folders' / split / name).mkdir(exist_ok=True)
         (root / 'annotations').mkdir(exist_ok=True)
@@ -93,8 +100,15 @@ def workplace(source, tmp_path, monkeypatch):
 def load(config, helper, root='my data', **options):
     return load_config(
         Namespace(
-            config=str(config), override=str(OWN / f'{helper}.py'), cfg_options=options or None, data=root,
-            work_dir='work', launcher='none', local_rank=0))
+            config=str(config),
+            override=str(OWN / f'{helper}.py'),
+            cfg_options=options or None,
+            data=root,
+            work_dir='work',
+            launcher='none',
+            local_rank=0,
+        )
+    )
 
 
 def train(monkeypatch, *args):
@@ -110,35 +124,65 @@ def train(monkeypatch, *args):
 
 # A full-size config with a nano backbone, as a user's own would be; and what makes two iterations of it short.
 QUICK = ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=1'] + [
-    f'{part}_dataloader.{option}' for part in ('train', 'val', 'test')
-    for option in ('num_workers=0', 'persistent_workers=False')]  # yapf: disable
+    f'{part}_dataloader.{option}'
+    for part in ('train', 'val', 'test')
+    for option in ('num_workers=0', 'persistent_workers=False')
+]
 CHANNELS = list(NANO['dat']['dims'])
 TASKS = {
     'coco_folder': (
         'maskrcnn_dat_t_1x_coco',
-        dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), neck=dict(in_channels=CHANNELS),
-             roi_head=dict(bbox_head=dict(fc_out_channels=32))),
-        ['train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.2.scale=(160,120)',
-         'val_dataloader.dataset.pipeline.1.scale=(160,120)', 'model.test_cfg.rcnn.score_thr=0.0',
-         'model.train_cfg.rpn_proposal.max_per_img=50', 'model.test_cfg.rpn.max_per_img=20',
-         'model.test_cfg.rcnn.max_per_img=5'],
-        'coco/segm_mAP', 'epoch_1.pth', CLASSES),
+        dict(
+            backbone=dict(arch=dict(NANO['dat'], _delete_=True)),
+            neck=dict(in_channels=CHANNELS),
+            roi_head=dict(bbox_head=dict(fc_out_channels=32)),
+        ),
+        [
+            'train_cfg.max_epochs=1',
+            'train_dataloader.dataset.pipeline.2.scale=(160,120)',
+            'val_dataloader.dataset.pipeline.1.scale=(160,120)',
+            'model.test_cfg.rcnn.score_thr=0.0',
+            'model.train_cfg.rpn_proposal.max_per_img=50',
+            'model.test_cfg.rpn.max_per_img=20',
+            'model.test_cfg.rcnn.max_per_img=5',
+        ],
+        'coco/segm_mAP',
+        'epoch_1.pth',
+        CLASSES,
+    ),
     'image_label_folder': (
         'upernet_datpp_t_160k_ade20k',
-        dict(data_preprocessor=dict(size=(64, 64)), backbone=dict(arch=dict(NANO['dat++'], _delete_=True)),
-             decode_head=dict(in_channels=CHANNELS, channels=16),
-             auxiliary_head=dict(in_channels=CHANNELS[2], channels=16)),
-        ['train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'train_dataloader.dataset.pipeline.2.scale=(256,64)',
-         'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
-         'val_dataloader.dataset.pipeline.1.scale=(256,64)'],
-        'mIoU', 'iter_2.pth', ('other', ) + CLASSES),
+        dict(
+            data_preprocessor=dict(size=(64, 64)),
+            backbone=dict(arch=dict(NANO['dat++'], _delete_=True)),
+            decode_head=dict(in_channels=CHANNELS, channels=16),
+            auxiliary_head=dict(in_channels=CHANNELS[2], channels=16),
+        ),
+        [
+            'train_cfg.max_iters=2',
+            'train_cfg.val_interval=2',
+            'train_dataloader.dataset.pipeline.2.scale=(256,64)',
+            'train_dataloader.dataset.pipeline.3.crop_size=(64,64)',
+            'val_dataloader.dataset.pipeline.1.scale=(256,64)',
+        ],
+        'mIoU',
+        'iter_2.pth',
+        ('other', *CLASSES),
+    ),
     'class_folders': (
         'dat_t_300e_in1k',
         dict(backbone=dict(arch=dict(NANO['dat'], _delete_=True)), head=dict(in_channels=CHANNELS[-1])),
-        ['train_cfg.max_epochs=1', 'train_dataloader.dataset.pipeline.1.scale=64',
-         'val_dataloader.dataset.pipeline.1.scale=64', 'val_dataloader.dataset.pipeline.2.crop_size=64'],
-        'accuracy/top1', 'epoch_1.pth', tuple(sorted(CLASSES))),
-}  # yapf: disable
+        [
+            'train_cfg.max_epochs=1',
+            'train_dataloader.dataset.pipeline.1.scale=64',
+            'val_dataloader.dataset.pipeline.1.scale=64',
+            'val_dataloader.dataset.pipeline.2.crop_size=64',
+        ],
+        'accuracy/top1',
+        'epoch_1.pth',
+        tuple(sorted(CLASSES)),
+    ),
+}
 
 
 @pytest.mark.parametrize('helper', sorted(TASKS))
@@ -147,8 +191,19 @@ def test_train_and_evaluate(helper, workplace, monkeypatch):
     config = workplace / 'mine.py'
     config.write_text(f'_base_ = "{ROOT}/configs/{base}.py"\nmodel = {model!r}\n')
     root = 'my data/folders' if helper == 'class_folders' else 'my data'
-    train(monkeypatch, config, '--override', OWN / f'{helper}.py', '--data', root, '--work-dir', 'work',
-          '--cfg-options', *QUICK, *options)
+    train(
+        monkeypatch,
+        config,
+        '--override',
+        OWN / f'{helper}.py',
+        '--data',
+        root,
+        '--work-dir',
+        'work',
+        '--cfg-options',
+        *QUICK,
+        *options,
+    )
     records = [json.loads(line) for line in next(Path('work').glob('*/vis_data/scalars.json')).read_text().splitlines()]
     losses = [record['loss'] for record in records if 'loss' in record]
     assert len(losses) == 2 and np.isfinite(losses).all()
@@ -159,9 +214,11 @@ def test_train_and_evaluate(helper, workplace, monkeypatch):
     left = Config.fromfile('work/mine.py')
     assert 'classes_from' not in left
     check_run(left, training=True)
-    heads = {'coco_folder': ['roi_head.bbox_head', 'roi_head.mask_head'],
-             'image_label_folder': ['decode_head', 'auxiliary_head'],
-             'class_folders': ['head']}[helper]  # yapf: disable
+    heads = {
+        'coco_folder': ['roi_head.bbox_head', 'roi_head.mask_head'],
+        'image_label_folder': ['decode_head', 'auxiliary_head'],
+        'class_folders': ['head'],
+    }[helper]
     for head in heads:
         node = left.model
         for name in head.split('.'):
@@ -172,7 +229,7 @@ def test_train_and_evaluate(helper, workplace, monkeypatch):
     predictor = Predictor(left, f'work/{checkpoint}', 'cpu')
     assert predictor.classes == list(classes)
     image = cv2.imread('my data/val/1.png')
-    sample, = predictor.predict([image])
+    (sample,) = predictor.predict([image])
     drawn = predictor.draw(image, sample, 0.0)
     assert drawn.shape == image.shape and (drawn != image).any()
 
@@ -222,7 +279,7 @@ def test_labels_mean_what_the_annotations_say(workplace):
         assert dataset.metainfo['classes'] == CLASSES and len(dataset) == count
         for number in range(count):
             info = dataset.get_data_info(number)
-            label, = (instance['bbox_label'] for instance in info['instances'])
+            (label,) = (instance['bbox_label'] for instance in info['instances'])
             assert CLASSES[label] == CLASSES[int(Path(info['img_path']).stem) % 3]
 
 
@@ -245,8 +302,11 @@ def test_labels_are_counted_where_nobody_names_them(workplace):
 def test_other_places_by_options(workplace):
     """Names of files are options like any other; the metric looks where the dataset does."""
     (workplace / 'my data/annotations/val.json').rename(workplace / 'my data/holdout.json')
-    cfg = load(ROOT / 'configs/retinanet_datpp_t_1x_coco.py', 'coco_folder', **{
-        f'{part}_dataloader.dataset.ann_file': 'holdout.json' for part in ('val', 'test')})  # yapf: disable
+    cfg = load(
+        ROOT / 'configs/retinanet_datpp_t_1x_coco.py',
+        'coco_folder',
+        **{f'{part}_dataloader.dataset.ann_file': 'holdout.json' for part in ('val', 'test')},
+    )
     assert cfg.val_evaluator.ann_file == cfg.test_evaluator.ann_file == 'my data/holdout.json'
     check_run(cfg, training=True)
 
@@ -257,28 +317,55 @@ def rewrite(path, change):
     path.write_text(json.dumps(content))
 
 
-@pytest.mark.parametrize('helper, spoil, message', [
-    ('coco_folder', lambda root: (root / 'annotations/train.json').unlink(), 'no /.*annotations/train.json: docs/'),
-    ('coco_folder', lambda root: (root / 'annotations/val.json').write_text('[]'), 'val.json is no annotation file'),
-    ('coco_folder', lambda root: rewrite(root / 'annotations/val.json', lambda coco: coco['categories'].reverse()),
-     r"val.json lists the categories \['washer', 'bolt', 'nut'\], but the training annotations"),
-    ('coco_folder', lambda root: rewrite(root / 'annotations/train.json',
-                                         lambda coco: coco['annotations'][0].pop('segmentation')),
-     'train.json have no segmentation, but the config learns masks: choose a detector of boxes'),
-    ('image_label_folder', lambda root: (root / 'labels/val/1.png').unlink(), 'no label map; .*labels/val/1.png'),
-    ('image_label_folder', lambda root: (root / 'classes.txt').write_text('a\nb\n'), 'has the label 3, but .* only 2'),
-    ('image_label_folder', lambda root: cv2.imwrite(str(root / 'labels/train/0.png'), np.zeros((9, 9, 3), np.uint8)),
-     'labels/train/0.png is a colour picture'),
-    ('image_label_folder', lambda root: cv2.imwrite(str(root / 'images/train/9.jpg'), np.zeros((9, 9, 3), np.uint8)),
-     'must all have one suffix, such as .jpg; there are: 4 .png, 1 .jpg'),
-    ('class_folders', lambda root: (root / 'val/bolt').rename(root / 'val/screw'), "val has the folders .*'screw'"),
-    ('class_folders', lambda root: root.rename(root.parent / 'elsewhere'), 'no directory .*folders with your data'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'helper, spoil, message',
+    [
+        ('coco_folder', lambda root: (root / 'annotations/train.json').unlink(), 'no /.*annotations/train.json: docs/'),
+        (
+            'coco_folder',
+            lambda root: (root / 'annotations/val.json').write_text('[]'),
+            'val.json is no annotation file',
+        ),
+        (
+            'coco_folder',
+            lambda root: rewrite(root / 'annotations/val.json', lambda coco: coco['categories'].reverse()),
+            r"val.json lists the categories \['washer', 'bolt', 'nut'\], but the training annotations",
+        ),
+        (
+            'coco_folder',
+            lambda root: rewrite(
+                root / 'annotations/train.json', lambda coco: coco['annotations'][0].pop('segmentation')
+            ),
+            'train.json have no segmentation, but the config learns masks: choose a detector of boxes',
+        ),
+        ('image_label_folder', lambda root: (root / 'labels/val/1.png').unlink(), 'no label map; .*labels/val/1.png'),
+        (
+            'image_label_folder',
+            lambda root: (root / 'classes.txt').write_text('a\nb\n'),
+            'has the label 3, but .* only 2',
+        ),
+        (
+            'image_label_folder',
+            lambda root: cv2.imwrite(str(root / 'labels/train/0.png'), np.zeros((9, 9, 3), np.uint8)),
+            'labels/train/0.png is a colour picture',
+        ),
+        (
+            'image_label_folder',
+            lambda root: cv2.imwrite(str(root / 'images/train/9.jpg'), np.zeros((9, 9, 3), np.uint8)),
+            'must all have one suffix, such as .jpg; there are: 4 .png, 1 .jpg',
+        ),
+        ('class_folders', lambda root: (root / 'val/bolt').rename(root / 'val/screw'), "val has the folders .*'screw'"),
+        ('class_folders', lambda root: root.rename(root.parent / 'elsewhere'), 'no directory .*folders with your data'),
+    ],
+)
 def test_faulty_data_is_named_in_one_sentence(helper, spoil, message, workplace):
     root = workplace / ('my data/folders' if helper == 'class_folders' else 'my data')
     spoil(root)
-    config = {'coco_folder': 'maskrcnn_dat_t_1x_coco', 'image_label_folder': 'upernet_dat_t_160k_ade20k',
-              'class_folders': 'dat_t_300e_in1k'}[helper]  # yapf: disable
+    config = {
+        'coco_folder': 'maskrcnn_dat_t_1x_coco',
+        'image_label_folder': 'upernet_dat_t_160k_ade20k',
+        'class_folders': 'dat_t_300e_in1k',
+    }[helper]
     with pytest.raises(RunError, match=message) as error:
         load(ROOT / f'configs/{config}.py', helper, str(root))
     assert '\n' not in str(error.value)
@@ -288,8 +375,15 @@ def test_data_needs_a_layout(workplace):
     with pytest.raises(RunError, match='--data my data needs --override with the layout of your data'):
         load_config(
             Namespace(
-                config=str(ROOT / 'configs/dat_t_300e_in1k.py'), override=None, cfg_options=None, data='my data',
-                work_dir='work', launcher='none', local_rank=0))
+                config=str(ROOT / 'configs/dat_t_300e_in1k.py'),
+                override=None,
+                cfg_options=None,
+                data='my data',
+                work_dir='work',
+                launcher='none',
+                local_rank=0,
+            )
+        )
 
 
 def test_unknown_layouts_are_refused(workplace):

@@ -1,4 +1,5 @@
 """The backbone as its users meet it: sizes, contract, errors."""
+
 import copy
 
 import mmdet.models  # noqa: F401  (registers the toolboxes' modules)
@@ -32,7 +33,7 @@ def num_parameters(model):
 @pytest.mark.parametrize('arch', ARCHS)
 def test_parameter_count_is_the_published_one(arch):
     with torch.device('meta'):
-        model = DAT(arch, out_indices=(3, ))
+        model = DAT(arch, out_indices=(3,))
         head = torch.nn.Linear(model.out_channels[0], 1000)
     assert num_parameters(model) + num_parameters(head) == PUBLISHED_PARAMETERS[arch]
 
@@ -43,7 +44,7 @@ def test_every_toolbox_builds_it_by_name(registry, nano):
 
 
 # --- outputs -------------------------------------------------------------------------------
-@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 3), (3, ), (3, 0)])
+@pytest.mark.parametrize('out_indices', [(0, 1, 2, 3), (1, 3), (3,), (3, 0)])
 def test_outputs_are_in_the_order_of_out_indices(nano, out_indices):
     model = DAT(nano, img_size=64, out_indices=out_indices).eval()
     outputs = model(torch.randn(2, 3, 64, 96))
@@ -56,7 +57,7 @@ def test_outputs_are_in_the_order_of_out_indices(nano, out_indices):
 
 def test_an_output_does_not_depend_on_which_others_are_returned(nano):
     model = DAT(nano, img_size=64).eval()
-    alone = DAT(nano, img_size=64, out_indices=(2, )).eval()
+    alone = DAT(nano, img_size=64, out_indices=(2,)).eval()
     alone.load_state_dict(model.state_dict(), strict=False)
     x = torch.randn(1, 3, 64, 64)
     torch.testing.assert_close(alone(x)[0], model(x)[2])
@@ -166,7 +167,7 @@ def test_record_sampling_hands_out_every_deformable_layer(nano):
     for name, [record] in points.items():
         stage = int(name.split('.')[1])
         stride = 1 if nano['generation'] == 'dat' else (8, 4, 2, 1)[stage]
-        shape = (2, nano['groups'][stage], 64 // 2**(stage + 2) // stride, 96 // 2**(stage + 2) // stride, 2)
+        shape = (2, nano['groups'][stage], 64 // 2 ** (stage + 2) // stride, 96 // 2 ** (stage + 2) // stride, 2)
         assert record.position.shape == record.offset.shape == shape
         assert record.reference.shape == shape[2:]
         position = record.reference + record.offset
@@ -178,41 +179,47 @@ def test_record_sampling_hands_out_every_deformable_layer(nano):
 
 
 # --- errors --------------------------------------------------------------------------------
-@pytest.mark.parametrize('change, message', [
-    (dict(heads=(3, 2, 4, 8)), r'heads\[0\]=3 does not divide dims\[0\]=16'),
-    (dict(groups=(1, 1, 3, 4)), r'groups\[2\]=3 does not divide heads\[2\]=4'),
-    (dict(groups=(1, 1, -1, -1)), r'groups\[2\]=-1 is not a positive'),
-    (dict(depths=(1, 1, 2)), r'depths has 3 entries'),
-    (dict(depths=(1, 1, 3, 3)), r'but depths\[\d\]='),
-    (dict(stage_spec=('LX', 'D', 'LD', 'LD')), r"stage_spec\[0\]='LX' has the unknown letter 'X'"),
-    (dict(generation='dat+++'), r"generation must be .* got 'dat\+\+\+'"),
-    (dict(dims=96), r'dims must list 4 stages, got 96'),
-    (dict(dims=(16, 32, 64, 0)), r'dims\[3\]=0 is not a positive'),
-    (dict(dim_stem=24), r'dim_stem=24 differs from dims\[0\]=16'),
-    (dict(position_bias='tabel'), r"position_bias\[\d\]='tabel' is unknown"),
-    (dict(offset_range=-1), r'offset_range\[\d\]=-1 is not positive'),
-    (dict(offset_kernels=(9, 7, 4, 3)), r'offset_kernels\[2\]=4 is even'),
-    (dict(window=7), r"unknown field 'window'=7"),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (dict(heads=(3, 2, 4, 8)), r'heads\[0\]=3 does not divide dims\[0\]=16'),
+        (dict(groups=(1, 1, 3, 4)), r'groups\[2\]=3 does not divide heads\[2\]=4'),
+        (dict(groups=(1, 1, -1, -1)), r'groups\[2\]=-1 is not a positive'),
+        (dict(depths=(1, 1, 2)), r'depths has 3 entries'),
+        (dict(depths=(1, 1, 3, 3)), r'but depths\[\d\]='),
+        (dict(stage_spec=('LX', 'D', 'LD', 'LD')), r"stage_spec\[0\]='LX' has the unknown letter 'X'"),
+        (dict(generation='dat+++'), r"generation must be .* got 'dat\+\+\+'"),
+        (dict(dims=96), r'dims must list 4 stages, got 96'),
+        (dict(dims=(16, 32, 64, 0)), r'dims\[3\]=0 is not a positive'),
+        (dict(dim_stem=24), r'dim_stem=24 differs from dims\[0\]=16'),
+        (dict(position_bias='tabel'), r"position_bias\[\d\]='tabel' is unknown"),
+        (dict(offset_range=-1), r'offset_range\[\d\]=-1 is not positive'),
+        (dict(offset_kernels=(9, 7, 4, 3)), r'offset_kernels\[2\]=4 is even'),
+        (dict(window=7), r"unknown field 'window'=7"),
+    ],
+)
 def test_wrong_architectures_are_refused(nano, change, message):
     with pytest.raises(ValueError, match=message):
         DAT({**nano, **change})
 
 
-@pytest.mark.parametrize('kwargs, message', [
-    (dict(arch='tiny+'), "unknown arch 'tiny\\+'"),
-    (dict(arch=dict(dims=(1, 2, 3, 4))), "lacks the field 'generation'"),
-    (dict(arch=3), 'must be a name or a dict'),
-    (dict(out_indices=(0, 4)), r'out_indices .* got \(0, 4\)'),
-    (dict(out_indices=()), r'out_indices .* got \(\)'),
-    (dict(out_indices=(1, 1)), r'out_indices .* got \(1, 1\)'),
-    (dict(frozen_stages=5), 'frozen_stages .* got 5'),
-    (dict(img_size=16), r'img_size .* got \(16, 16\)'),
-    (dict(drop_path_rate=1.5), 'drop_path_rate .* got 1.5'),
-    (dict(window_size=1), 'window_size .* got 1'),
-    (dict(arch='tiny++', window_size=8), 'odd kernel_size .* got 8'),
-    (dict(sampler='cuda'), "sampler .* got 'cuda'"),
-])
+@pytest.mark.parametrize(
+    'kwargs, message',
+    [
+        (dict(arch='tiny+'), "unknown arch 'tiny\\+'"),
+        (dict(arch=dict(dims=(1, 2, 3, 4))), "lacks the field 'generation'"),
+        (dict(arch=3), 'must be a name or a dict'),
+        (dict(out_indices=(0, 4)), r'out_indices .* got \(0, 4\)'),
+        (dict(out_indices=()), r'out_indices .* got \(\)'),
+        (dict(out_indices=(1, 1)), r'out_indices .* got \(1, 1\)'),
+        (dict(frozen_stages=5), 'frozen_stages .* got 5'),
+        (dict(img_size=16), r'img_size .* got \(16, 16\)'),
+        (dict(drop_path_rate=1.5), 'drop_path_rate .* got 1.5'),
+        (dict(window_size=1), 'window_size .* got 1'),
+        (dict(arch='tiny++', window_size=8), 'odd kernel_size .* got 8'),
+        (dict(sampler='cuda'), "sampler .* got 'cuda'"),
+    ],
+)
 def test_wrong_arguments_are_refused(kwargs, message):
     with torch.device('meta'), pytest.raises(ValueError, match=message):
         DAT(**kwargs)

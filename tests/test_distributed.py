@@ -1,4 +1,5 @@
 """Data parallel training on two processes of this machine."""
+
 import pytest
 import torch
 import torch.distributed as dist

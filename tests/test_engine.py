@@ -1,4 +1,5 @@
 """The checks in front of a run: whatever is missing is named in one sentence, before the model is built."""
+
 import shutil
 import subprocess
 import sys
@@ -37,7 +38,8 @@ def workplace(data, tmp_path, monkeypatch):
 
 def config(path, **options):
     args = Namespace(
-        config=str(path), override=None, cfg_options=options or None, work_dir='work', launcher='none', local_rank=0)
+        config=str(path), override=None, cfg_options=options or None, work_dir='work', launcher='none', local_rank=0
+    )
     return load_config(args)
 
 
@@ -47,22 +49,26 @@ def test_complete_data_passes(path, workplace):
     check_run(config(path), training=False)
 
 
-@pytest.mark.parametrize('path, missing, part', [
-    (MASK_RCNN, 'annotations/instances_train.json', 'train_dataloader needs the annotation file'),
-    (MASK_RCNN, 'annotations/instances_val.json', 'val_dataloader needs the annotation file'),
-    (MASK_RCNN, 'images/training', 'train_dataloader needs the directory'),
-    (UPERNET, 'annotations/training', 'train_dataloader needs the directory'),
-    (UPERNET, 'images/validation', 'val_dataloader needs the directory'),
-    (CLASSIFIER, 'classification', 'train_dataloader needs the directory'),
-    (CLASSIFIER, 'classification/val', 'val_dataloader needs the directory'),
-])
+@pytest.mark.parametrize(
+    'path, missing, part',
+    [
+        (MASK_RCNN, 'annotations/instances_train.json', 'train_dataloader needs the annotation file'),
+        (MASK_RCNN, 'annotations/instances_val.json', 'val_dataloader needs the annotation file'),
+        (MASK_RCNN, 'images/training', 'train_dataloader needs the directory'),
+        (UPERNET, 'annotations/training', 'train_dataloader needs the directory'),
+        (UPERNET, 'images/validation', 'val_dataloader needs the directory'),
+        (CLASSIFIER, 'classification', 'train_dataloader needs the directory'),
+        (CLASSIFIER, 'classification/val', 'val_dataloader needs the directory'),
+    ],
+)
 def test_missing_data(path, missing, part, workplace):
     target = workplace / 'data/shapes' / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(RunError) as error:
         check_run(config(path), training=True)
     assert str(error.value) == (
-        f'{part} {target}, which does not exist: make the demo data with python tools/make_shapes.py')
+        f'{part} {target}, which does not exist: make the demo data with python tools/make_shapes.py'
+    )
 
 
 def test_an_empty_directory_is_missing_data(workplace):
@@ -78,12 +84,17 @@ def test_testing_needs_no_training_data(workplace):
     check_run(config(MASK_RCNN), training=False)
 
 
-@pytest.mark.parametrize('wrap', [
-    lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
-    lambda dataset: dict(type='ConcatDataset', datasets=[dataset]),
-    lambda dataset: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=dataset),
-    lambda dataset: dict(type='MultiImageMixDataset', pipeline=[], dataset=dict(type='RepeatDataset', dataset=dataset)),
-])
+@pytest.mark.parametrize(
+    'wrap',
+    [
+        lambda dataset: dict(type='RepeatDataset', times=2, dataset=dataset),
+        lambda dataset: dict(type='ConcatDataset', datasets=[dataset]),
+        lambda dataset: dict(type='ClassBalancedDataset', oversample_thr=0.1, dataset=dataset),
+        lambda dataset: dict(
+            type='MultiImageMixDataset', pipeline=[], dataset=dict(type='RepeatDataset', dataset=dataset)
+        ),
+    ],
+)
 def test_missing_data_below_wrappers(wrap, workplace):
     cfg = config(MASK_RCNN)
     dataset = cfg.train_dataloader.dataset
@@ -100,11 +111,14 @@ def test_missing_annotation_file_of_the_evaluator(workplace):
         check_run(cfg, training=True)
 
 
-@pytest.mark.parametrize('option', [
-    {'load_from': 'nope.pth'},
-    {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='nope.pth')},
-    {'model.init_cfg': [dict(type='Normal', layer='Linear'), dict(type='Pretrained', checkpoint='nope.pth')]},
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'option',
+    [
+        {'load_from': 'nope.pth'},
+        {'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='nope.pth')},
+        {'model.init_cfg': [dict(type='Normal', layer='Linear'), dict(type='Pretrained', checkpoint='nope.pth')]},
+    ],
+)
 def test_missing_checkpoint(option, workplace):
     with pytest.raises(RunError, match=f'needs the checkpoint {workplace}/nope.pth, which does not exist'):
         check_run(config(MASK_RCNN, **option), training=True)
@@ -112,10 +126,15 @@ def test_missing_checkpoint(option, workplace):
 
 def test_addresses_are_left_to_mmengine(workplace):
     check_run(
-        config(MASK_RCNN, **{
-            'load_from': 'https://example.com/x.pth',
-            'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='torchvision://resnet50')
-        }), training=True)
+        config(
+            MASK_RCNN,
+            **{
+                'load_from': 'https://example.com/x.pth',
+                'model.backbone.init_cfg': dict(type='Pretrained', checkpoint='torchvision://resnet50'),
+            },
+        ),
+        training=True,
+    )
 
 
 def test_missing_checkpoint_to_resume(workplace):
@@ -168,9 +187,12 @@ def test_weights_of_another_architecture_end_in_one_sentence(workplace, monkeypa
 
 
 def test_the_script_ends_with_one_sentence_and_no_traceback(tmp_path):
-    done = subprocess.run([sys.executable, str(ROOT / 'tools/train.py'),
-                           str(ROOT / 'configs/maskrcnn_dat_t_1x_coco.py')],
-                          cwd=tmp_path, capture_output=True, text=True)  # yapf: disable
+    done = subprocess.run(
+        [sys.executable, str(ROOT / 'tools/train.py'), str(ROOT / 'configs/maskrcnn_dat_t_1x_coco.py')],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     sentences = [line for line in done.stderr.splitlines() if line.startswith('train.py: ')]
@@ -182,6 +204,7 @@ def test_the_script_ends_with_one_sentence_and_no_traceback(tmp_path):
 def test_the_work_directory_follows_the_config(tmp_path):
     args = dict(override=None, cfg_options=None, launcher='none', local_rank=0)
     assert load_config(Namespace(config=str(MASK_RCNN), work_dir=None, **args)).work_dir == (
-        'work_dirs/maskrcnn_datnano_shapes')
+        'work_dirs/maskrcnn_datnano_shapes'
+    )
     assert load_config(Namespace(config=str(MASK_RCNN), work_dir='x', **args)).work_dir == 'x'
     assert isinstance(load_config(Namespace(config=str(MASK_RCNN), work_dir=None, **args)), Config)

@@ -1,4 +1,5 @@
 """tools/export_onnx.py: what onnxruntime makes of exported models, and refusals in one sentence."""
+
 import importlib.util
 import sys
 from pathlib import Path
@@ -43,10 +44,14 @@ def test_backbone(nano, tmp_path):
 
 @can_export
 @pytest.mark.slow
-@pytest.mark.parametrize('arch', [
-    dict(generation='dat', groups=(-1, -1, 2, 4), stage_spec=('L', 'S', 'D', 'D')),
-    dict(generation='dat++', groups=(-1, 1, 2, 4), stage_spec=('N', 'D', 'D', 'D')),
-], ids=lambda arch: arch['generation'])
+@pytest.mark.parametrize(
+    'arch',
+    [
+        dict(generation='dat', groups=(-1, -1, 2, 4), stage_spec=('L', 'S', 'D', 'D')),
+        dict(generation='dat++', groups=(-1, 1, 2, 4), stage_spec=('N', 'D', 'D', 'D')),
+    ],
+    ids=lambda arch: arch['generation'],
+)
 def test_any_batch_and_size(arch, tmp_path):
     """All mixers, below and above the size of the example, with and without padding."""
     arch = dict(arch, dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), heads=(1, 2, 4, 8))
@@ -63,10 +68,11 @@ def test_any_batch_and_size(arch, tmp_path):
 @pytest.mark.slow
 def test_segmentor(tmp_path, monkeypatch, capsys):
     import onnxruntime
+
     path = tmp_path / 'upernet.onnx'
     call(monkeypatch, ROOT / 'configs/demo/upernet_datppnano_shapes.py', path, '--whole', '--size', 64, 96)
     assert 'agrees with PyTorch' in capsys.readouterr().out
-    logits, = onnxruntime.InferenceSession(str(path)).get_outputs()
+    (logits,) = onnxruntime.InferenceSession(str(path)).get_outputs()
     assert logits.shape[0] == 1 and logits.shape[2:] == [64, 96]
 
 
@@ -88,11 +94,14 @@ def test_loads_plain_operations_and_the_weights(tmp_path):
         assert torch.equal(model.state_dict()[name], value)
 
 
-@pytest.mark.parametrize('source, message', [
-    ('tiny', 'is a backbone by itself'),
-    (str(ROOT / 'configs/maskrcnn_dat_t_1x_coco.py'), 'exports segmentors only'),
-    ('tiny+++', 'there is no config file'),
-])
+@pytest.mark.parametrize(
+    'source, message',
+    [
+        ('tiny', 'is a backbone by itself'),
+        (str(ROOT / 'configs/maskrcnn_dat_t_1x_coco.py'), 'exports segmentors only'),
+        ('tiny+++', 'there is no config file'),
+    ],
+)
 def test_refusals(source, message):
     with pytest.raises(RunError, match=message):
         export_onnx.load_model(source, None, whole=True)

@@ -1,4 +1,5 @@
 """tools/get_flops.py: against a count by hand, against what really runs, and against the papers."""
+
 import importlib.util
 from pathlib import Path
 
@@ -20,7 +21,7 @@ PUBLISHED = {'tiny': 4.6, 'small': 9.0, 'base': 15.8, 'tiny++': 4.3, 'small++': 
 @pytest.mark.parametrize('arch', sorted(PUBLISHED))
 def test_backbones_have_the_published_cost(arch):
     with torch.device('meta'):
-        backbone = DAT(arch, out_indices=(3, ))
+        backbone = DAT(arch, out_indices=(3,))
     count = get_flops.backbone_operations(backbone, (224, 224))
     assert sum(count.values()) / 1e9 == pytest.approx(PUBLISHED[arch], abs=0.1)
 
@@ -45,8 +46,14 @@ def test_layers_count_what_runs(nano, size):
 
 
 def test_attention_by_hand():
-    arch = dict(generation='dat', dims=(8, 16, 32, 64), depths=(1, 1, 1, 1), heads=(1, 2, 4, 8), groups=(-1, -1, -1, 2),
-                stage_spec=('L', 'S', 'N', 'D'))  # yapf: disable
+    arch = dict(
+        generation='dat',
+        dims=(8, 16, 32, 64),
+        depths=(1, 1, 1, 1),
+        heads=(1, 2, 4, 8),
+        groups=(-1, -1, -1, 2),
+        stage_spec=('L', 'S', 'N', 'D'),
+    )
     count = get_flops.backbone_operations(DAT(arch, window_size=3), (64, 64))
     # Maps of 16, 8, 4 and 2 pixels a side. Windows of 3x3 pad 16 to 18 and 8 to 9; stage 4 has 4 queries and 4 keys.
     assert count['products'] == 2 * (18**2 * 9 * 8 + 9**2 * 9 * 16 + 4**2 * 9 * 32 + 4 * 4 * 64)

@@ -1,4 +1,5 @@
 """tools/infer.py: images, folders, globs and videos in, pictures and predictions out, for all three tasks."""
+
 import importlib.util
 import json
 import pickle
@@ -51,7 +52,9 @@ def config(task, **options):
             cfg_options=dict(FEW.get(task, {}), **options),
             work_dir='work',
             launcher='none',
-            local_rank=0))
+            local_rank=0,
+        )
+    )
 
 
 @pytest.fixture(scope='module')
@@ -72,7 +75,10 @@ def place(tmp_path_factory):
             dict(
                 meta=dict(dataset_meta=dict(classes=tuple(CLASSES[task]), **palette), seed=np.int64(0)),
                 state_dict=model.state_dict(),
-                message_hub=dict(log_scalars={'train/loss': HistoryBuffer([1.0], [1])})), place / f'{task}.pth')
+                message_hub=dict(log_scalars={'train/loss': HistoryBuffer([1.0], [1])}),
+            ),
+            place / f'{task}.pth',
+        )
     return place
 
 
@@ -118,7 +124,7 @@ def make_video(path, size=(46, 70), frames=4, rate=7):
     assert writer.isOpened()
     for i in range(frames):
         frame = np.full((*size, 3), 60 * i, np.uint8)
-        frame[10:30, 10 + 5 * i:30 + 5 * i] = (0, 200, 255)
+        frame[10:30, 10 + 5 * i : 30 + 5 * i] = (0, 200, 255)
         writer.write(frame)
     writer.release()
 
@@ -126,8 +132,10 @@ def make_video(path, size=(46, 70), frames=4, rate=7):
 @pytest.mark.parametrize('task', TASKS)
 def test_it_predicts_what_testing_predicts(task, infer):
     Visualizer._instance_dict.clear()
-    loading = {f'test_dataloader.{key}': value
-               for key, value in dict(num_workers=0, persistent_workers=False, batch_size=1).items()}  # yapf: disable
+    loading = {
+        f'test_dataloader.{key}': value
+        for key, value in dict(num_workers=0, persistent_workers=False, batch_size=1).items()
+    }
     evaluate(config(task, **loading, custom_hooks=[]), f'{task}.pth', out='expected.pkl')
     expected = pickle.loads(Path('expected.pkl').read_bytes())
     if task == 'classification':
@@ -192,8 +200,11 @@ def test_unreadable_files_are_left_out_and_the_rest_is_finished(task, infer, cap
 
 
 def test_batches_are_of_one_size(infer):
-    pictures = [infer.tool.Picture(Path(str(i)), np.zeros(shape)) for i, shape in enumerate('aabbbba')
-                for shape in [(8, 8, 3) if shape == 'a' else (9, 8, 3)]]  # yapf: disable
+    pictures = [
+        infer.tool.Picture(Path(str(i)), np.zeros(shape))
+        for i, shape in enumerate('aabbbba')
+        for shape in [(8, 8, 3) if shape == 'a' else (9, 8, 3)]
+    ]
     assert [len(batch) for batch in infer.tool.batches(iter(pictures), 3)] == [2, 3, 1, 1]
 
 
@@ -213,8 +224,9 @@ def test_inputs_of_every_kind(infer):
 def test_video(task, infer):
     make_video('clip.avi')
     images, predictions = infer(task, 'clip.avi', '--batch-size', 3, '--score-thr', 0)
-    assert [(image['frame'], image['file_name'], image['height'], image['width'])
-            for image in images['images']] == [(i, 'clip.avi', 46, 70) for i in range(4)]
+    assert [(image['frame'], image['file_name'], image['height'], image['width']) for image in images['images']] == [
+        (i, 'clip.avi', 46, 70) for i in range(4)
+    ]
     assert {prediction['frame'] for prediction in predictions} == {0, 1, 2, 3}
     drawn = cv2.VideoCapture('out/pictures/clip.mp4')
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 4
@@ -233,16 +245,17 @@ def test_where_nothing_is_found_the_image_is_the_picture(workplace, monkeypatch)
         bboxes=torch.zeros(2, 4),
         labels=torch.zeros(2).long(),
         scores=torch.ones(2),
-        masks=torch.zeros(2, 32, 48).bool())
+        masks=torch.zeros(2, 32, 48).bool(),
+    )
     sample.pred_panoptic_seg = PixelData(sem_seg=torch.full((1, 32, 48), len(CLASSES['detection'])))
     monkeypatch.setattr(predictor._inferencer, 'forward', lambda data: [sample])
-    predicted, = predictor.predict([image])
+    (predicted,) = predictor.predict([image])
     assert len(predicted.pred_instances) == 0
     np.testing.assert_array_equal(predictor.draw(image, predicted, 0.3), image)
 
 
 def test_the_example_of_the_documentation(workplace):
-    example, = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/custom_data.md').read_text(), re.S)
+    (example,) = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/custom_data.md').read_text(), re.S)
     Path('config.py').write_text(config('classification').dump())
     Path('checkpoint.pth').symlink_to('classification.pth')
     cv2.imwrite('photo.jpg', np.zeros((64, 80, 3), np.uint8))
@@ -256,29 +269,37 @@ def test_video_without_a_codec_becomes_frames(infer, monkeypatch, capsys):
     infer('classification', 'clip.avi')
     assert 'no codec here to write out/pictures/clip.mp4' in capsys.readouterr().err
     assert [path.relative_to('out/pictures').as_posix() for path in sorted(Path('out/pictures').rglob('*.*'))] == [
-        'clip/000000.jpg', 'clip/000001.jpg']  # yapf: disable
+        'clip/000000.jpg',
+        'clip/000001.jpg',
+    ]
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['{config}', '{checkpoint}', 'nope.jpg'], r'there is no input /.*/nope.jpg: name an image, a folder'),
-    (['{config}', '{checkpoint}', 'no*.jpg'], r'there is no input /.*/no\*.jpg'),
-    (['{config}', '{checkpoint}', 'bare'], 'the folder /.*/bare has no images or videos'),
-    (['nope.py', '{checkpoint}', '{image}'], 'there is no config file /.*/nope.py'),
-    (['{config}', 'nope.pth', '{image}'], 'needs the checkpoint /.*/nope.pth, which does not exist'),
-    (['{config}', 'https://example.com/x.pth', '{image}'], 'download https://example.com/x.pth first'),
-    (['{config}', 'official.pth', '{image}'], 'official.pth holds only a backbone in the official layout'),
-    (['{config}', 'text.pth', '{image}'], 'text.pth is not a readable PyTorch checkpoint'),
-    (['{config}', '{checkpoint}', '{image}', '--device', 'gpu9'], "the device 'gpu9' cannot be used here"),
-    (['{config}', '{checkpoint}', '{image}', '--batch-size', '0'], '--batch-size must be at least 1, got 0'),
-    (['{config}', '{checkpoint}', '{image}', '--out-dir', 'text.pth'], '--out-dir must be a directory'),
-    (['{config}', '{checkpoint}', '{image}', '--cfg-options', 'default_scope=mmpose'], 'but the config has mmpose'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['{config}', '{checkpoint}', 'nope.jpg'], r'there is no input /.*/nope.jpg: name an image, a folder'),
+        (['{config}', '{checkpoint}', 'no*.jpg'], r'there is no input /.*/no\*.jpg'),
+        (['{config}', '{checkpoint}', 'bare'], 'the folder /.*/bare has no images or videos'),
+        (['nope.py', '{checkpoint}', '{image}'], 'there is no config file /.*/nope.py'),
+        (['{config}', 'nope.pth', '{image}'], 'needs the checkpoint /.*/nope.pth, which does not exist'),
+        (['{config}', 'https://example.com/x.pth', '{image}'], 'download https://example.com/x.pth first'),
+        (['{config}', 'official.pth', '{image}'], 'official.pth holds only a backbone in the official layout'),
+        (['{config}', 'text.pth', '{image}'], 'text.pth is not a readable PyTorch checkpoint'),
+        (['{config}', '{checkpoint}', '{image}', '--device', 'gpu9'], "the device 'gpu9' cannot be used here"),
+        (['{config}', '{checkpoint}', '{image}', '--batch-size', '0'], '--batch-size must be at least 1, got 0'),
+        (['{config}', '{checkpoint}', '{image}', '--out-dir', 'text.pth'], '--out-dir must be a directory'),
+        (['{config}', '{checkpoint}', '{image}', '--cfg-options', 'default_scope=mmpose'], 'but the config has mmpose'),
+    ],
+)
 def test_what_is_missing_is_said_before_the_model_is_built(arguments, message, workplace, monkeypatch, capsys):
     Path('bare').mkdir()
     Path('text.pth').write_text('text')
     torch.save({'model': {'patch_proj.0.weight': torch.zeros(1)}}, 'official.pth')
-    names = dict(config=CONFIGS['detection'], checkpoint='detection.pth',
-                 image='data/shapes/images/validation/shapes_val_00001.jpg')  # yapf: disable
+    names = dict(
+        config=CONFIGS['detection'],
+        checkpoint='detection.pth',
+        image='data/shapes/images/validation/shapes_val_00001.jpg',
+    )
     tool = load_tool()
 
     def build(*args):
@@ -313,7 +334,6 @@ def test_weights_of_other_heads_are_refused(infer, capsys):
 
 
 class Harmful:
-
     def __reduce__(self):
         return shutil.rmtree, (str(Path('precious').absolute()), True)
 
@@ -324,7 +344,9 @@ def test_no_code_of_a_checkpoint_is_run(zipped, workplace):
     weights = {'a': torch.randn(3, 4), 'b': torch.nn.Parameter(torch.ones(2)), 'half': torch.ones(1).half()}
     torch.save(
         dict(state_dict=weights, meta=dict(classes=('x', 'y'), when={1, 2}), bad=Harmful(), more=[Harmful()]),
-        'bad.pth', _use_new_zipfile_serialization=zipped)
+        'bad.pth',
+        _use_new_zipfile_serialization=zipped,
+    )
     loaded = load_weights('bad.pth')
     assert Path('precious').is_dir()
     assert loaded['meta']['classes'] == ('x', 'y')

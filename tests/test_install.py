@@ -1,4 +1,5 @@
 """The installation scripts' own words, and what a wheel carries."""
+
 import subprocess
 import sys
 import zipfile
@@ -13,12 +14,15 @@ def install(*args):
     return subprocess.run(['bash', ROOT / 'tools' / 'install.sh', *args], capture_output=True, text=True)
 
 
-@pytest.mark.parametrize('args, message', [
-    (['--stack', 'newest'], "unknown stack 'newest'; choose one of: classic current"),
-    (['--stack'], '--stack needs a value'),
-    (['--cuda'], "unknown option '--cuda'"),
-    (['--venv', '{tmp}/venv', '--python', 'no-such-python'], "no interpreter 'no-such-python'"),
-])
+@pytest.mark.parametrize(
+    'args, message',
+    [
+        (['--stack', 'newest'], "unknown stack 'newest'; choose one of: classic current"),
+        (['--stack'], '--stack needs a value'),
+        (['--cuda'], "unknown option '--cuda'"),
+        (['--venv', '{tmp}/venv', '--python', 'no-such-python'], "no interpreter 'no-such-python'"),
+    ],
+)
 def test_wrong_options_are_named(args, message, tmp_path):
     result = install(*(arg.format(tmp=tmp_path) for arg in args))
     assert result.returncode == 1
@@ -54,10 +58,26 @@ def test_the_wheel_carries_configs_and_tools(tmp_path):
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    subprocess.check_call([sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w',
-                           str(tmp_path), str(source)])
+    subprocess.check_call(
+        [
+            sys.executable,
+            '-m',
+            'pip',
+            'wheel',
+            '-q',
+            '--no-deps',
+            '--no-build-isolation',
+            '-w',
+            str(tmp_path),
+            str(source),
+        ]
+    )
     [wheel] = tmp_path.glob('mmdat-*.whl')
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {'mmdat/models/dat.py', 'mmdat/.mim/configs/maskrcnn_dat_t_1x_coco.py', 'mmdat/.mim/tools/train.py',
-            'mmdat/.mim/model-index.yml'} <= names
+    assert {
+        'mmdat/models/dat.py',
+        'mmdat/.mim/configs/maskrcnn_dat_t_1x_coco.py',
+        'mmdat/.mim/tools/train.py',
+        'mmdat/.mim/model-index.yml',
+    } <= names
     assert not any(name.startswith(('tests', 'configs', 'tools')) for name in names)

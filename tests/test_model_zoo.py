@@ -1,4 +1,5 @@
 """model-index.yml, the metafiles and docs/model_zoo.md agree; whether sizes are true is tested with the configs."""
+
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,10 @@ import yaml
 from test_configs import CONFIGS, METADATA, get_flops
 
 ROOT = Path(__file__).parents[1]
-METAFILES = [yaml.safe_load((ROOT / path).read_text())
-             for path in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']]  # yapf: disable
+METAFILES = [
+    yaml.safe_load((ROOT / path).read_text())
+    for path in yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+]
 MODELS = {model['Name']: model for metafile in METAFILES for model in metafile['Models']}
 
 

@@ -4,6 +4,7 @@ Their files hold {'state_dict': ...} as mmcv 1.x saved it: the backbone in the o
 neck and heads with the keys of mmdet 2 and mmseg 0.x, which are written out here. Those did not change in mmdet 3 and
 mmseg 1, so there is no list of differences.
 """
+
 import copy
 import importlib
 from pathlib import Path
@@ -55,23 +56,31 @@ for stage in range(3):
 
 # Neck and heads of each family.
 FAMILIES = {
-    'retinanet_{}_t_1x_coco': fpn(3, 5) | convs(*numbered('bbox_head.cls_convs', 4), *numbered(
-        'bbox_head.reg_convs', 4)) | layers('bbox_head.retina_cls', 'bbox_head.retina_reg'),
-    'maskrcnn_{}_t_1x_coco': fpn(4, 4) | RPN | layers(
-        *numbered('roi_head.bbox_head.shared_fcs', 2), 'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg'
-    ) | mask_head('roi_head.mask_head'),
+    'retinanet_{}_t_1x_coco': fpn(3, 5)
+    | convs(*numbered('bbox_head.cls_convs', 4), *numbered('bbox_head.reg_convs', 4))
+    | layers('bbox_head.retina_cls', 'bbox_head.retina_reg'),
+    'maskrcnn_{}_t_1x_coco': fpn(4, 4)
+    | RPN
+    | layers(*numbered('roi_head.bbox_head.shared_fcs', 2), 'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg')
+    | mask_head('roi_head.mask_head'),
     'cascade_maskrcnn_{}_t_1x_coco': fpn(4, 4) | RPN | CASCADE,
-    'semfpn_{}_t_*_ade20k': fpn(4, 4) | layers('decode_head.conv_seg') | bn_convs(
-        *(f'decode_head.scale_heads.{i}' for i in ('0.0', '1.0', '2.0', '2.2', '3.0', '3.2', '3.4'))),
-    'upernet_{}_t_160k_ade20k': layers('decode_head.conv_seg', 'auxiliary_head.conv_seg') | bn_convs(
-        *(f'decode_head.psp_modules.{i}.1' for i in range(4)), *numbered('decode_head.lateral_convs', 3),
-        *numbered('decode_head.fpn_convs', 3), 'decode_head.bottleneck', 'decode_head.fpn_bottleneck',
-        'auxiliary_head.convs.0'),
-}  # yapf: disable
+    'semfpn_{}_t_*_ade20k': fpn(4, 4)
+    | layers('decode_head.conv_seg')
+    | bn_convs(*(f'decode_head.scale_heads.{i}' for i in ('0.0', '1.0', '2.0', '2.2', '3.0', '3.2', '3.4'))),
+    'upernet_{}_t_160k_ade20k': layers('decode_head.conv_seg', 'auxiliary_head.conv_seg')
+    | bn_convs(
+        *(f'decode_head.psp_modules.{i}.1' for i in range(4)),
+        *numbered('decode_head.lateral_convs', 3),
+        *numbered('decode_head.fpn_convs', 3),
+        'decode_head.bottleneck',
+        'decode_head.fpn_bottleneck',
+        'auxiliary_head.convs.0',
+    ),
+}
 
 
 def build(name, device):
-    path, = ROOT.glob(f'{name}.py')
+    (path,) = ROOT.glob(f'{name}.py')
     config = Config.fromfile(path)
     importlib.import_module(f'{config.default_scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(config.default_scope)
@@ -82,7 +91,7 @@ def build(name, device):
 def official_file(model, heads):
     """A checkpoint of the official layout with the shapes and values of a model."""
     state_dict = model.state_dict()
-    backbone = {key[len('backbone.'):]: value for key, value in state_dict.items() if key.startswith('backbone.')}
+    backbone = {key[len('backbone.') :]: value for key, value in state_dict.items() if key.startswith('backbone.')}
     official = to_official(backbone)
     if 'norm0.weight' not in backbone:
         # RetinaNet returns stages 2 to 4; the release numbers output norms by stage.
@@ -105,8 +114,9 @@ def test_nothing_is_missing_or_unexpected(family, generation):
     model.load_state_dict(entries, strict=True)  # raises otherwise
 
 
-@pytest.mark.parametrize('family, generation', [('retinanet_{}_t_1x_coco', 'dat'),
-                                                ('upernet_{}_t_160k_ade20k', 'datpp')])
+@pytest.mark.parametrize(
+    'family, generation', [('retinanet_{}_t_1x_coco', 'dat'), ('upernet_{}_t_160k_ade20k', 'datpp')]
+)
 def test_every_value_arrives(family, generation, tmp_path):
     source = build(family.format(generation), 'cpu')
     for i, value in enumerate(source.state_dict().values()):

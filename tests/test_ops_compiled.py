@@ -1,4 +1,5 @@
 """The operators and backbones on the meta device, compiled and exported."""
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,6 +28,7 @@ def test_forward_and_backward_on_the_meta_device(arch, attn_impl):
 
 class CountCalls(TorchDispatchMode):
     """Counts the operations that are dispatched."""
+
     count = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -71,7 +73,7 @@ def test_compiled_backbone(nano, training):
 @pytest.mark.skipif(not RECENT, reason='torch.export of operators needs torch 2.4')
 def test_exported_backbone(nano):
     model = DAT(nano, img_size=64).eval()
-    program = torch.export.export(model, (torch.randn(1, 3, 64, 96), ))
+    program = torch.export.export(model, (torch.randn(1, 3, 64, 96),))
     x = torch.randn(1, 3, 64, 96)
     for out, other in zip(program.module()(x), model(x)):
         torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)

@@ -1,4 +1,5 @@
 """The numbers of the official models: tests/data holds their weights, inputs, outputs and gradients."""
+
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ CASES = sorted((Path(__file__).parent / 'data').glob('*.pt'))
 
 def build(facts: dict) -> DAT:
     arch = {name: facts[name] for name in ('generation', 'dims', 'depths', 'heads', 'groups', 'stage_spec')}
-    return DAT(arch, img_size=facts.get('img_size', 224), out_indices=facts.get('out_indices', (3, )))
+    return DAT(arch, img_size=facts.get('img_size', 224), out_indices=facts.get('out_indices', (3,)))
 
 
 @pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
@@ -36,8 +37,9 @@ def test_outputs_and_gradients_are_the_official_ones(path, sampler):
         assert (output - target).abs().max() <= 1e-6 * target.abs().max()
 
     generator = torch.Generator().manual_seed(case['grad_seed'])
-    loss = sum((output * torch.randn(output.shape, generator=generator)).sum() / output.numel()**0.5
-               for output in outputs)
+    loss = sum(
+        (output * torch.randn(output.shape, generator=generator)).sum() / output.numel() ** 0.5 for output in outputs
+    )
     loss.backward()
     parameters = dict(model.named_parameters())
     gradients = convert_official(case['grads'])

@@ -1,4 +1,5 @@
 """The generated demo data: the same bytes each time, and labels of the three tasks that agree."""
+
 import json
 import subprocess
 import sys

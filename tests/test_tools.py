@@ -1,4 +1,5 @@
 """tools/train.py and tools/test.py on real data: every task, both generations, and the full-size configs."""
+
 import importlib.util
 import pickle
 import subprocess
@@ -18,9 +19,11 @@ from mmdat.datasets import make_shapes
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'
 # Runs of a few iterations: no processes for loading, one image per step of evaluation.
-QUICK = [f'{part}_dataloader.{option}' for part in ('train', 'val', 'test')
-         for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=2')] + [
-             'default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']  # yapf: disable
+QUICK = [
+    f'{part}_dataloader.{option}'
+    for part in ('train', 'val', 'test')
+    for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=2')
+] + ['default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
 
 
 @pytest.fixture(scope='module')
@@ -86,8 +89,9 @@ def test_train_resume_test(task, generation, workplace, monkeypatch):
     assert any(not torch.equal(second['state_dict'][key], value) for key, value in first['state_dict'].items())
 
     out, pictures = workplace / 'predictions.pkl', workplace / 'pictures'
-    call(monkeypatch, 'test', config, work_dir / checkpoint.format(2), *common[1:], '--out', out, '--show-dir',
-         pictures)
+    call(
+        monkeypatch, 'test', config, work_dir / checkpoint.format(2), *common[1:], '--out', out, '--show-dir', pictures
+    )
     assert len(pickle.loads(out.read_bytes())) == 2
     assert len([path for path in pictures.rglob('*') if path.suffix in ('.jpg', '.png')]) == 2
     deformable = {'dat': {'stage3.png', 'stage4.png'}, 'datpp': {'stage2.png', 'stage3.png', 'stage4.png'}}
@@ -95,16 +99,34 @@ def test_train_resume_test(task, generation, workplace, monkeypatch):
 
 
 def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(workplace, monkeypatch):
-    call(monkeypatch, 'train', DEMO / 'datnano_shapes.py', '--work-dir', 'work', '--resume', '--cfg-options', *QUICK,
-         'train_cfg.max_epochs=1')
+    call(
+        monkeypatch,
+        'train',
+        DEMO / 'datnano_shapes.py',
+        '--work-dir',
+        'work',
+        '--resume',
+        '--cfg-options',
+        *QUICK,
+        'train_cfg.max_epochs=1',
+    )
     log = max(Path('work').glob('*_*/*.log')).read_text()
     assert 'There is no checkpoint to resume from' in log
     assert Path('work/epoch_1.pth').exists()
 
 
 def test_auto_scale_lr(workplace, monkeypatch):
-    call(monkeypatch, 'train', DEMO / 'datnano_shapes.py', '--work-dir', 'work', '--auto-scale-lr', '--cfg-options',
-         *QUICK, 'train_cfg.max_epochs=1')
+    call(
+        monkeypatch,
+        'train',
+        DEMO / 'datnano_shapes.py',
+        '--work-dir',
+        'work',
+        '--auto-scale-lr',
+        '--cfg-options',
+        *QUICK,
+        'train_cfg.max_epochs=1',
+    )
     assert 'Scaling the original LR by 0.125' in max(Path('work').glob('*_*/*.log')).read_text()
 
 
@@ -115,15 +137,34 @@ def test_test_time_augmentation(workplace, monkeypatch):
     assert 'mIoU' in max(Path('tta').glob('*_*/*.json')).read_text()
 
 
-@pytest.mark.parametrize('config, override, options, metric', [
-    ('maskrcnn_dat_t_1x_coco', 'on_shapes_coco', ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
-     'coco/segm_mAP'),
-    ('upernet_dat_t_160k_ade20k', 'on_shapes_ade20k', ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'], 'mIoU'),
-])  # yapf: disable
+@pytest.mark.parametrize(
+    'config, override, options, metric',
+    [
+        (
+            'maskrcnn_dat_t_1x_coco',
+            'on_shapes_coco',
+            ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
+            'coco/segm_mAP',
+        ),
+        (
+            'upernet_dat_t_160k_ade20k',
+            'on_shapes_ade20k',
+            ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'],
+            'mIoU',
+        ),
+    ],
+)
 def test_full_size_configs_run_on_the_demo_data(config, override, options, metric, workplace):
     """The user's way: the script in a process of its own, the config changed by nothing but the override."""
-    command = [sys.executable, str(ROOT / 'tools/train.py'), str(ROOT / 'configs' / f'{config}.py'), '--override',
-               str(DEMO / f'{override}.py'), '--cfg-options', *options]  # yapf: disable
+    command = [
+        sys.executable,
+        str(ROOT / 'tools/train.py'),
+        str(ROOT / 'configs' / f'{config}.py'),
+        '--override',
+        str(DEMO / f'{override}.py'),
+        '--cfg-options',
+        *options,
+    ]
     done = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     work_dir = workplace / 'work_dirs' / f'{config}-{override}'
@@ -137,6 +178,7 @@ def test_override_replaces_the_number_of_classes_everywhere(workplace):
     from argparse import Namespace
 
     from mmdat.engine.runner import load_config
+
     args = dict(work_dir=None, cfg_options=None, launcher='none', local_rank=0)
     for config, override, places in [
         ('retinanet_dat_t_1x_coco', 'coco', lambda cfg: [cfg.model.bbox_head]),
@@ -146,6 +188,8 @@ def test_override_replaces_the_number_of_classes_everywhere(workplace):
     ]:
         cfg = load_config(
             Namespace(
-                config=str(ROOT / 'configs' / f'{config}.py'), override=str(DEMO / f'on_shapes_{override}.py'), **args))
+                config=str(ROOT / 'configs' / f'{config}.py'), override=str(DEMO / f'on_shapes_{override}.py'), **args
+            )
+        )
         assert [place.num_classes for place in places(cfg)] == [5 if override == 'ade20k' else 4] * len(places(cfg))
         assert cfg.work_dir == f'work_dirs/{config}-on_shapes_{override}'

@@ -1,4 +1,5 @@
 """Sampling points end up at the right pixels, attention weights are the layers' own, and sheets get logged."""
+
 from argparse import Namespace
 from pathlib import Path
 
@@ -15,8 +16,15 @@ from mmdat.datasets import make_shapes
 from mmdat.engine import SamplingPointsHook
 from mmdat.engine.runner import load_config, train
 from mmdat.models.mixers import SamplingPoints
-from mmdat.visualization import (LayerAttention, View, attention_sheets, layer_names, position_to_pixel,
-                                 record_attention, save_sheets)
+from mmdat.visualization import (
+    LayerAttention,
+    View,
+    attention_sheets,
+    layer_names,
+    position_to_pixel,
+    record_attention,
+    save_sheets,
+)
 from mmdat.visualization.panels import draw_queries, draw_received, draw_sampling_points
 from mmdat.visualization.view import denormalise
 
@@ -84,7 +92,8 @@ def picture(height, width):
 def test_the_picture_shows_the_image_in_its_colours(bgr_to_rgb):
     bgr = torch.randint(0, 255, (3, 40, 64), dtype=torch.uint8)
     preprocessor = DetDataPreprocessor(
-        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=bgr_to_rgb)
+        mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=bgr_to_rgb
+    )
     inputs = preprocessor(dict(inputs=[bgr], data_samples=None))['inputs'][0]
     assert (denormalise(inputs, preprocessor) == bgr.flip(0).permute(1, 2, 0).numpy()).all()
 
@@ -105,7 +114,7 @@ def test_the_weights_are_those_the_layer_computes_with(position_bias, nano):
         model(torch.randn(2, 3, *SIZE, dtype=torch.float64))
         assert list(records) == list(layers) and len(layers) == {'dat': 2, 'dat++': 4}[nano['generation']]
         for name, layer in layers.items():
-            attention, = records[name]
+            (attention,) = records[name]
             weights = torch.cat([attention.weights(*rows) for rows in attention.chunks(chunk_bytes=4096)], 2)
             value = values[name].flatten(2).unflatten(1, (layer.num_heads, -1))
             out = (value @ weights.transpose(2, 3)).flatten(1, 2).unflatten(2, attention.query.shape[2:])
@@ -118,7 +127,7 @@ def test_attention_received_and_of_single_queries(nano):
     model = DAT(nano, img_size=64).double().eval()
     with torch.no_grad(), record_attention(model) as records:
         model(torch.randn(2, 3, *SIZE, dtype=torch.float64))
-    for attention, in records.values():
+    for (attention,) in records.values():
         height, width = attention.query.shape[2:]
         heads, groups = attention.num_heads, attention.points.position.shape[1]
         with torch.no_grad():
@@ -128,7 +137,7 @@ def test_attention_received_and_of_single_queries(nano):
         per_group = weights.unflatten(1, (groups, -1))
         assert torch.allclose(received.flatten(2), per_group.sum((2, 3)))
         assert torch.allclose(of_query.flatten(2), per_group[:, :, :, width + 1].sum(2) / heads)
-        on_map, total = attention.received_map().sum((1, 2)), torch.full((2, ), 1.0 * heads * height * width).double()
+        on_map, total = attention.received_map().sum((1, 2)), torch.full((2,), 1.0 * heads * height * width).double()
         assert torch.allclose(received.sum((1, 2, 3)), total)
         if nano['generation'] == 'dat++':  # its points stay on the map
             assert torch.allclose(on_map, total)
@@ -151,8 +160,13 @@ def test_attention_is_received_where_the_key_was_sampled():
     assert torch.allclose(between[3:5], torch.tensor([48.0, 48.0]), atol=1e-3)
 
 
-@pytest.mark.parametrize('convention, pixel', [('dat', [(39.5 + 0.5) / 0.5 - 0.5, (55.5 + 0.5) / 0.5 - 0.5]),
-                                               ('dat++', [(32 + 0.5) / 0.5 - 0.5, (48 + 0.5) / 0.5 - 0.5])])
+@pytest.mark.parametrize(
+    'convention, pixel',
+    [
+        ('dat', [(39.5 + 0.5) / 0.5 - 0.5, (55.5 + 0.5) / 0.5 - 0.5]),
+        ('dat++', [(32 + 0.5) / 0.5 - 0.5, (48 + 0.5) / 0.5 - 0.5]),
+    ],
+)
 def test_a_key_is_drawn_at_the_pixel_of_the_original_image(convention, pixel):
     """The key in row 2, column 3 of a map of stride 16, whose image was made half as large and padded."""
     view = View(picture(180, 250), (96, 128), convention, scale=(0.5, 0.5))
@@ -181,7 +195,7 @@ def test_sheets_of_all_stages(nano, tmp_path):
     assert model.training and model.stages[2].training
     one = attention_sheets(model, inputs, view, queries=[(3, 4)], layers=['stages.2.blocks.1.mixer'])
     assert set(one) == {3} and (one[3] != sheets[3]).any()
-    file, = save_sheets(one, tmp_path / 'new')
+    (file,) = save_sheets(one, tmp_path / 'new')
     assert file == tmp_path / 'new/stage3.png'
     assert (cv2.imread(str(file))[..., ::-1] == one[3]).all()
 
@@ -199,7 +213,10 @@ def run_training(work_dir, data, name, *hooks):
     UniversalVisualizer._instance_dict.clear()
     cfg = load_config(
         Namespace(
-            config=str(ROOT / f'configs/demo/{name}_shapes.py'), override=None, work_dir=str(work_dir), launcher='none',
+            config=str(ROOT / f'configs/demo/{name}_shapes.py'),
+            override=None,
+            work_dir=str(work_dir),
+            launcher='none',
             local_rank=0,
             cfg_options={
                 'train_dataloader': dict(batch_size=2, num_workers=0, persistent_workers=False),
@@ -211,7 +228,9 @@ def run_training(work_dir, data, name, *hooks):
                 'default_hooks.checkpoint.interval': 2,
                 'model.backbone.drop_path_rate': 0.3,
                 'custom_hooks': [dict(type='mmdat.SamplingPointsHook', **hook) for hook in hooks],
-            }))
+            },
+        )
+    )
     train(cfg)
     return torch.load(work_dir / 'epoch_2.pth', map_location='cpu', weights_only=False)['state_dict']
 
@@ -227,7 +246,8 @@ def data(tmp_path_factory):
 def test_sheets_are_logged_during_training_without_changing_it(name, stages, data, tmp_path):
     plain = run_training(tmp_path / 'plain', data, name)
     watched = run_training(
-        tmp_path / 'watched', data, name, dict(interval=3, by_epoch=False), dict(interval=2))  # step 3; epoch 2, step 4
+        tmp_path / 'watched', data, name, dict(interval=3, by_epoch=False), dict(interval=2)
+    )  # step 3; epoch 2, step 4
     for run, steps in (('plain', []), ('watched', [3, 4])):
         logged = {path.name for path in (tmp_path / run).glob('*/vis_data/vis_image/*')}
         assert logged == {f'deformation_stage{stage}_{step}.png' for stage in stages for step in steps}

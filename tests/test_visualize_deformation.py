@@ -1,6 +1,6 @@
 """tools/visualize_deformation.py: any task, pixels of the original image, and faults told in one sentence."""
+
 import importlib.util
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +26,7 @@ SPOT = (90, 158)  # row and column of the bright spot's centre
 def image(tmp_path):
     """A black image, 210 wide and 140 high, with a soft bright spot."""
     rows, cols = np.mgrid[:140, :210]
-    spot = 255 * np.exp(-((rows - SPOT[0])**2 + (cols - SPOT[1])**2) / 2 / 4**2)
+    spot = 255 * np.exp(-((rows - SPOT[0]) ** 2 + (cols - SPOT[1]) ** 2) / 2 / 4**2)
     path = tmp_path / 'spot.png'
     cv2.imwrite(str(path), np.repeat(spot[..., None], 3, -1).round().astype(np.uint8))
     return path
@@ -51,21 +51,36 @@ PREPARATIONS = {
     'resized up and padded': ('maskrcnn_{}_shapes', lambda: full_size('maskrcnn_dat_t_1x_coco.py'), {}),
     'resized down and padded': (
         'maskrcnn_{}_shapes',
-        lambda: [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(150, 150), keep_ratio=True),
-                 dict(type='Pad', size=(190, 170)), dict(type='PackDetInputs', meta_keys=('img_id', 'img_shape'))],
-        {}),
+        lambda: [
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(150, 150), keep_ratio=True),
+            dict(type='Pad', size=(190, 170)),
+            dict(type='PackDetInputs', meta_keys=('img_id', 'img_shape')),
+        ],
+        {},
+    ),
     'stretched': (
         'upernet_{}_shapes',
-        lambda: [dict(type='LoadImageFromFile'), dict(type='Resize', scale=(256, 320), keep_ratio=False),
-                 dict(type='LoadAnnotations'), dict(type='PackSegInputs')],
-        {'model.data_preprocessor.test_cfg': dict(size_divisor=48)}),
+        lambda: [
+            dict(type='LoadImageFromFile'),
+            dict(type='Resize', scale=(256, 320), keep_ratio=False),
+            dict(type='LoadAnnotations'),
+            dict(type='PackSegInputs'),
+        ],
+        {'model.data_preprocessor.test_cfg': dict(size_divisor=48)},
+    ),
     'resized and cropped': ('{}_shapes', lambda: full_size('dat_t_300e_in1k.py'), {}),
     'resized and cropped to a part': (
         '{}_shapes',
-        lambda: [dict(type='LoadImageFromFile'), dict(type='ResizeEdge', scale=100, edge='short'),
-                 dict(type='CenterCrop', crop_size=(101, 86)), dict(type='PackInputs')],
-        {}),
-}  # yapf: disable
+        lambda: [
+            dict(type='LoadImageFromFile'),
+            dict(type='ResizeEdge', scale=100, edge='short'),
+            dict(type='CenterCrop', crop_size=(101, 86)),
+            dict(type='PackInputs'),
+        ],
+        {},
+    ),
+}
 
 
 @pytest.mark.parametrize('generation', ['datnano', 'datppnano'])
@@ -138,32 +153,48 @@ def test_weights_of_a_checkpoint_layers_and_queries(image, tmp_path, monkeypatch
     assert 'untrained' not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['nope.png'], r'there is no image /.*/nope\.png'),
-    (['broken.jpg'], r'broken\.jpg is not a readable image'),
-    (['spot.png', '--query', '210,20'], r'the query 210,20 is outside of the image, whose pixels are 0,0 to 209,139'),
-    (['spot.png', '--query', '20,-1'], r'the query 20,-1 is outside of the image'),
-    (['spot.png', '--query', '7'], r'--query takes pixels as x,y such as 200,150, got 7'),
-    (['spot.png', '--layer', 'stages.2.blocks.0.mixer'],
-     r'there is no deformable layer stages\.2\.blocks\.0\.mixer: the layers are '
-     r'stages\.2\.blocks\.1\.mixer, stages\.3\.blocks\.0\.mixer$'),
-    (['spot.png', '--config', 'nope.py'], r'there is no config file /.*/nope\.py'),
-    (['spot.png', '--config', 'resnet.py'], r'the config resnet\.py has no backbone of type mmdat\.DAT'),
-    (['spot.png', '--config', 'windows.py'], r'the backbone has no deformable attention'),
-    (['spot.png', '--config', 'cropping.py', '--query', '0,70'], r'the query 0,70 is cut away by the test pipeline'),
-    (['spot.png', '--config', 'cropping_somewhere.py'], r'the test pipeline has RandomCrop, and where that moves'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['nope.png'], r'there is no image /.*/nope\.png'),
+        (['broken.jpg'], r'broken\.jpg is not a readable image'),
+        (
+            ['spot.png', '--query', '210,20'],
+            r'the query 210,20 is outside of the image, whose pixels are 0,0 to 209,139',
+        ),
+        (['spot.png', '--query', '20,-1'], r'the query 20,-1 is outside of the image'),
+        (['spot.png', '--query', '7'], r'--query takes pixels as x,y such as 200,150, got 7'),
+        (
+            ['spot.png', '--layer', 'stages.2.blocks.0.mixer'],
+            r'there is no deformable layer stages\.2\.blocks\.0\.mixer: the layers are '
+            r'stages\.2\.blocks\.1\.mixer, stages\.3\.blocks\.0\.mixer$',
+        ),
+        (['spot.png', '--config', 'nope.py'], r'there is no config file /.*/nope\.py'),
+        (['spot.png', '--config', 'resnet.py'], r'the config resnet\.py has no backbone of type mmdat\.DAT'),
+        (['spot.png', '--config', 'windows.py'], r'the backbone has no deformable attention'),
+        (
+            ['spot.png', '--config', 'cropping.py', '--query', '0,70'],
+            r'the query 0,70 is cut away by the test pipeline',
+        ),
+        (['spot.png', '--config', 'cropping_somewhere.py'], r'the test pipeline has RandomCrop, and where that moves'),
+    ],
+)
 def test_faults_are_told_in_one_sentence(arguments, message, image, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path('broken.jpg').write_bytes(b'no image')
     demo = Config.fromfile(DEMO / 'datnano_shapes.py')
     for name, change in {
-            'resnet': {'model.backbone': dict(_delete_=True, type='ResNet', depth=18)},
-            'windows': {'model.backbone.arch': dict(depths=(1, 1, 1, 1), stage_spec=('L', 'S', 'L', 'S'))},
-            'cropping': {'test_dataloader.dataset.pipeline': full_size('dat_t_300e_in1k.py')},
-            'cropping_somewhere': {'test_dataloader.dataset.pipeline': [
-                dict(type='LoadImageFromFile'), dict(type='RandomCrop', crop_size=64), dict(type='PackInputs')]},
-    }.items():  # yapf: disable
+        'resnet': {'model.backbone': dict(_delete_=True, type='ResNet', depth=18)},
+        'windows': {'model.backbone.arch': dict(depths=(1, 1, 1, 1), stage_spec=('L', 'S', 'L', 'S'))},
+        'cropping': {'test_dataloader.dataset.pipeline': full_size('dat_t_300e_in1k.py')},
+        'cropping_somewhere': {
+            'test_dataloader.dataset.pipeline': [
+                dict(type='LoadImageFromFile'),
+                dict(type='RandomCrop', crop_size=64),
+                dict(type='PackInputs'),
+            ]
+        },
+    }.items():
         cfg = demo.copy()
         cfg.merge_from_dict(change)
         cfg.dump(f'{name}.py')

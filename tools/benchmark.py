@@ -6,6 +6,7 @@ first call; on a GPU that of PyTorch's allocator.
 
     python tools/benchmark.py ops backbones scaling --repeats 3 --out work_dirs/benchmark
 """
+
 import argparse
 import json
 import math
@@ -15,22 +16,24 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Callable, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, NamedTuple
 
 COCO = (800, 1344)
 
 
 class Case(NamedTuple):
     """Something to measure; ``variants`` are compared with the first of them."""
+
     name: str
-    variants: Tuple[str, ...]
-    modes: Tuple[str, ...]
-    size: Tuple[int, int] = COCO
+    variants: tuple[str, ...]
+    modes: tuple[str, ...]
+    size: tuple[int, int] = COCO
 
 
 BACKBONES = ('Swin-T', 'DAT-T', 'DAT-T++')
-SUITES: Dict[str, List[Case]] = {
+SUITES: dict[str, list[Case]] = {
     'ops': [
         Case('deformable attention, DAT-T stage 3', ('naive', 'fast'), ('forward', 'training')),
         Case('deformable attention, DAT-T++ stage 1', ('naive', 'fast'), ('forward', 'training')),
@@ -39,16 +42,16 @@ SUITES: Dict[str, List[Case]] = {
     ],
     'backbones': [
         Case('backbone', BACKBONES, ('forward', 'training')),
-        Case('compiled', ('DAT-T', 'DAT-T compiled'), ('forward', )),
-        Case('recomputed blocks', ('Swin-T', 'DAT-T', 'DAT-T with_cp'), ('training', ), (2048, 2048)),
+        Case('compiled', ('DAT-T', 'DAT-T compiled'), ('forward',)),
+        Case('recomputed blocks', ('Swin-T', 'DAT-T', 'DAT-T with_cp'), ('training',), (2048, 2048)),
     ],
     'naive-backbones': [
         Case('backbone', ('DAT-T naive', 'DAT-T', 'DAT-T++ naive', 'DAT-T++'), ('forward', 'training'))
     ],
     'scaling': [
-        Case(f'{side}x{side}', BACKBONES, ('training', ), (side, side)) for side in (512, 768, 1024, 1448, 2048)
+        Case(f'{side}x{side}', BACKBONES, ('training',), (side, side)) for side in (512, 768, 1024, 1448, 2048)
     ],
-}  # yapf: disable
+}
 
 
 def main() -> None:
@@ -74,16 +77,21 @@ def main() -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('suites', nargs='*', metavar='suite',
-                        help=f'what to measure: {", ".join(SUITES)} (default: ops backbones)')  # yapf: disable
+    parser.add_argument(
+        'suites', nargs='*', metavar='suite', help=f'what to measure: {", ".join(SUITES)} (default: ops backbones)'
+    )
     parser.add_argument('--only', default='', help='measure cases whose name contains this')
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of the CPU (default: all)')
     parser.add_argument('--repeats', type=int, default=3, help='processes per variant, in turns')
     parser.add_argument('--runs', type=int, default=3, help='timed runs per process, after one to warm up')
-    parser.add_argument('--clock', default='wall', choices=['wall', 'processor'],
-                        help='processor: time of the processor spent, for a machine that has other work (with '
-                        '--threads 1; more threads also wait)')  # yapf: disable
+    parser.add_argument(
+        '--clock',
+        default='wall',
+        choices=['wall', 'processor'],
+        help='processor: time of the processor spent, for a machine that has other work (with '
+        '--threads 1; more threads also wait)',
+    )
     parser.add_argument('--out', help='directory for benchmark.json and scaling.png')
     parser.add_argument('--measure', help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -94,27 +102,49 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def run_case(case: Case, args: argparse.Namespace) -> List[Dict[str, Any]]:
+def run_case(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Measure all variants and modes of a case, in turns."""
-    samples: Dict[Tuple[str, str], List[Dict[str, Any]]] = {}
+    samples: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for _ in range(args.repeats):
         for mode in case.modes:
             for variant in case.variants:
-                job = dict(name=case.name, variant=variant, mode=mode, size=case.size, device=args.device,
-                           threads=args.threads, runs=args.runs, clock=args.clock)  # yapf: disable
+                job = dict(
+                    name=case.name,
+                    variant=variant,
+                    mode=mode,
+                    size=case.size,
+                    device=args.device,
+                    threads=args.threads,
+                    runs=args.runs,
+                    clock=args.clock,
+                )
                 command = [sys.executable, __file__, '--measure', json.dumps(job)]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 sample = json.loads(done.stdout.splitlines()[-1])
-                print(f'{case.name}; {variant}; {mode}:', ', '.join(f'{s:.2f}' for s in sample['seconds']), 's,',
-                      f'{sample["memory"] / 2**30:.2f} GiB', flush=True)  # yapf: disable
+                print(
+                    f'{case.name}; {variant}; {mode}:',
+                    ', '.join(f'{s:.2f}' for s in sample['seconds']),
+                    's,',
+                    f'{sample["memory"] / 2**30:.2f} GiB',
+                    flush=True,
+                )
                 samples.setdefault((mode, variant), []).append(sample)
     results = []
     for (mode, variant), some in samples.items():
         seconds = [s for sample in some for s in sample['seconds']]
         results.append(
-            dict(case=case.name, variant=variant, mode=mode, size=case.size, seconds=statistics.median(seconds),
-                 fastest=min(seconds), slowest=max(seconds), flops=some[0]['flops'],
-                 memory=statistics.median(sample['memory'] for sample in some)))  # yapf: disable
+            dict(
+                case=case.name,
+                variant=variant,
+                mode=mode,
+                size=case.size,
+                seconds=statistics.median(seconds),
+                fastest=min(seconds),
+                slowest=max(seconds),
+                flops=some[0]['flops'],
+                memory=statistics.median(sample['memory'] for sample in some),
+            )
+        )
     for result in results:
         first = next(r for r in results if r['mode'] == result['mode'])
         result['relative_seconds'] = result['seconds'] / first['seconds']
@@ -122,10 +152,12 @@ def run_case(case: Case, args: argparse.Namespace) -> List[Dict[str, Any]]:
     return results
 
 
-def measure(name: str, variant: str, mode: str, size: Sequence[int], device: str, threads: int,
-            runs: int, clock: str) -> Dict[str, Any]:
+def measure(
+    name: str, variant: str, mode: str, size: Sequence[int], device: str, threads: int, runs: int, clock: str
+) -> dict[str, Any]:
     """Time and memory of one variant, in this process."""
     import torch
+
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     step = make_step(name, variant, mode, size, device)
@@ -136,6 +168,7 @@ def measure(name: str, variant: str, mode: str, size: Sequence[int], device: str
 
 def timed(step: Callable[[], None], device: str, clock: str = 'wall') -> float:
     import torch
+
     if device == 'cuda':
         start, stop = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
         torch.cuda.synchronize()
@@ -155,6 +188,7 @@ class Memory:
 
     def __init__(self, device: str):
         import torch
+
         self.device = device
         if device == 'cuda':
             torch.cuda.reset_peak_memory_stats()
@@ -165,6 +199,7 @@ class Memory:
 
     def peak(self) -> int:
         import torch
+
         return (torch.cuda.max_memory_allocated() if self.device == 'cuda' else self._status('VmHWM')) - self.before
 
     @staticmethod
@@ -176,6 +211,7 @@ class Memory:
 def count_flops(name: str, variant: str, mode: str, size: Sequence[int]) -> int:
     """Of the matrix products and convolutions that the plain form needs, counted on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
+
     if 'attention' in name:
         variant = 'naive'
     elif variant.startswith('DAT'):
@@ -221,12 +257,14 @@ def training_step(function: Callable, inputs: Sequence) -> Callable[[], None]:
     return step
 
 
-def deformable_attention(name: str, impl: str, size: Sequence[int], device: str) -> Tuple[Callable, List]:
+def deformable_attention(name: str, impl: str, size: Sequence[int], device: str) -> tuple[Callable, list]:
     import torch
 
     from mmdat.ops import TableBias, deformable_attention
-    stride, channels, heads, groups, key_stride, table = ((4, 64, 2, 1, 8, 111) if '++' in name else
-                                                          (16, 384, 12, 3, 1, 27))  # yapf: disable
+
+    stride, channels, heads, groups, key_stride, table = (
+        (4, 64, 2, 1, 8, 111) if '++' in name else (16, 384, 12, 3, 1, 27)
+    )
     height, width = [side // stride for side in size]
     rows, cols = height // key_stride, width // key_stride
     axis = lambda n: torch.linspace(-1, 1, n, device=device)  # noqa: E731
@@ -241,19 +279,21 @@ def deformable_attention(name: str, impl: str, size: Sequence[int], device: str)
     return attend, [*maps, torch.randn(heads, table, table, device=device), position]
 
 
-def neighborhood_attention(impl: str, size: Sequence[int], device: str) -> Tuple[Callable, List]:
+def neighborhood_attention(impl: str, size: Sequence[int], device: str) -> tuple[Callable, list]:
     import torch
 
     from mmdat.ops import neighborhood_attention
+
     maps = [network_map(64, *[side // 4 for side in size], device) for _ in range(3)]
     table = torch.randn(2, 13, 13, device=device)
     return lambda *args: neighborhood_attention(*args, 2, 7, impl=impl), [*maps, table]
 
 
-def window_attention(impl: str, size: Sequence[int], device: str) -> Tuple[Callable, List]:
+def window_attention(impl: str, size: Sequence[int], device: str) -> tuple[Callable, list]:
     import torch
 
     from mmdat.ops import window_attention
+
     maps = [network_map(96, *[-(-side // 4 // 7) * 7 for side in size], device) for _ in range(3)]
     table = torch.randn(13**2, 3, device=device)
     return lambda *args: window_attention(*args, 3, 7, 4, impl=impl), [*maps, table]
@@ -262,17 +302,21 @@ def window_attention(impl: str, size: Sequence[int], device: str) -> Tuple[Calla
 def network_map(channels: int, height: int, width: int, device: str):
     """A random map in the layout that maps have in the network."""
     import torch
+
     return torch.randn(1, channels, height, width, device=device).contiguous(memory_format=torch.channels_last)
 
 
-def backbone(variant: str, mode: str, size: Sequence[int], device: str) -> Tuple[Callable, List]:
+def backbone(variant: str, mode: str, size: Sequence[int], device: str) -> tuple[Callable, list]:
     import torch
+
     model_name, _, option = variant.partition(' ')
     if model_name == 'Swin-T':
         from mmdet.models import SwinTransformer
+
         model = SwinTransformer(drop_path_rate=0.2)
     else:
         from mmdat import DAT
+
         options = dict(with_cp=dict(with_cp=True), naive=dict(attn_impl='naive')).get(option, {})
         model = DAT('tiny++' if '++' in model_name else 'tiny', drop_path_rate=0.2, **options)
     model = model.to(device)
@@ -282,9 +326,10 @@ def backbone(variant: str, mode: str, size: Sequence[int], device: str) -> Tuple
     return model, [torch.randn(1, 3, *size, device=device)]
 
 
-def describe_machine(device: str, threads: int) -> Dict[str, Any]:
+def describe_machine(device: str, threads: int) -> dict[str, Any]:
     """What was measured on, with its rates of matrix products (float32) and copies."""
     import torch
+
     torch.set_num_threads(threads)
     a, b = torch.randn(2, 2048, 2048, device=device)
     out = torch.empty_like(a)
@@ -292,10 +337,16 @@ def describe_machine(device: str, threads: int) -> Dict[str, Any]:
     copy = torch.empty_like(big)
     product = min(timed(lambda: torch.mm(a, b, out=out), device) for _ in range(5))
     copying = min(timed(lambda: copy.copy_(big), device) for _ in range(5))
-    return dict(processor=torch.cuda.get_device_name() if device == 'cuda' else processor_name(), cores=os.cpu_count(),
-                threads=threads, load=os.getloadavg()[0], torch=torch.__version__, python=platform.python_version(),
-                flops_per_second=2 * 2048**3 / product,
-                copied_bytes_per_second=big.numel() * 4 / copying)  # yapf: disable
+    return dict(
+        processor=torch.cuda.get_device_name() if device == 'cuda' else processor_name(),
+        cores=os.cpu_count(),
+        threads=threads,
+        load=os.getloadavg()[0],
+        torch=torch.__version__,
+        python=platform.python_version(),
+        flops_per_second=2 * 2048**3 / product,
+        copied_bytes_per_second=big.numel() * 4 / copying,
+    )
 
 
 def processor_name() -> str:
@@ -305,24 +356,30 @@ def processor_name() -> str:
     return platform.processor()
 
 
-def table(results: Sequence[Dict[str, Any]], machine: Dict[str, Any]) -> str:
+def table(results: Sequence[dict[str, Any]], machine: dict[str, Any]) -> str:
     """A Markdown table; times and memory also relative to the first variant, rates to the machine's."""
-    lines = ['| what | variant | mode | time (spread) | of the first | memory | of the first | products, % of peak |',
-             '|---|---|---|---|---|---|---|---|']  # yapf: disable
+    lines = [
+        '| what | variant | mode | time (spread) | of the first | memory | of the first | products, % of peak |',
+        '|---|---|---|---|---|---|---|---|',
+    ]
     for r in results:
         share = f'{100 * r["flops"] / r["seconds"] / machine["flops_per_second"]:.0f}'
-        lines.append(f'| {r["case"]} | {r["variant"]} | {r["mode"]} '
-                     f'| {r["seconds"]:.2f} s ({r["fastest"]:.2f} to {r["slowest"]:.2f}) '
-                     f'| {r["relative_seconds"]:.3f} | {r["memory"] / 2**30:.2f} GiB | {r["relative_memory"]:.3f} '
-                     f'| {share} |')
+        lines.append(
+            f'| {r["case"]} | {r["variant"]} | {r["mode"]} '
+            f'| {r["seconds"]:.2f} s ({r["fastest"]:.2f} to {r["slowest"]:.2f}) '
+            f'| {r["relative_seconds"]:.3f} | {r["memory"] / 2**30:.2f} GiB | {r["relative_memory"]:.3f} '
+            f'| {share} |'
+        )
     return '\n'.join(lines)
 
 
-def plot_scaling(results: Sequence[Dict[str, Any]], path: Path) -> None:
+def plot_scaling(results: Sequence[dict[str, Any]], path: Path) -> None:
     """Time and memory against pixels, with the exponent of a power law."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, 2, figsize=(10, 4))
     for ax, field, unit, label in zip(axes, ('seconds', 'memory'), (1, 2**30), ('seconds', 'GiB')):
         for variant in BACKBONES:
@@ -342,7 +399,7 @@ def exponent(x: Sequence[float], y: Sequence[float]) -> float:
     """The slope of a straight line through the logarithms (least squares)."""
     x, y = [math.log(v) for v in x], [math.log(v) for v in y]
     mean_x, mean_y = statistics.mean(x), statistics.mean(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x)**2 for a in x)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y)) / sum((a - mean_x) ** 2 for a in x)
 
 
 if __name__ == '__main__':

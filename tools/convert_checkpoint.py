@@ -9,6 +9,7 @@ A classification file becomes an mmpretrain ImageClassifier (backbone and head);
 segmentor the backbone is renamed and the rest kept. Either can be given as `load_from`, and as
 `checkpoint` of a backbone's `init_cfg=dict(type='Pretrained', checkpoint=...)`.
 """
+
 import argparse
 import re
 import sys
@@ -25,8 +26,10 @@ def convert(checkpoint: dict, img_size=None, window_size=None) -> tuple:
     entries = unwrap(checkpoint)
     official = backbone_entries(entries)
     if not is_official(official):
-        raise RuntimeError('the file has no official DAT weights (no key patch_proj.0.weight)' +
-                           ('; it has the key layout of mmdat already' if Signature.of(official) else ''))
+        raise RuntimeError(
+            'the file has no official DAT weights (no key patch_proj.0.weight)'
+            + ('; it has the key layout of mmdat already' if Signature.of(official) else '')
+        )
     backbone = convert_official(official)
     signature = Signature.of(backbone)
     if signature is None:
@@ -45,11 +48,14 @@ def convert(checkpoint: dict, img_size=None, window_size=None) -> tuple:
 def resize(backbone: dict, signature: Signature, img_size: int, window_size: int) -> dict:
     """Fit the tables to another image and window size, by loading them into such a model."""
     if signature.name is None:
-        raise RuntimeError(f'tables can only be resized for a published architecture, not for {signature}; '
-                           f'leave --img-size and --window-size out, they are resized when the file is loaded')
+        raise RuntimeError(
+            f'tables can only be resized for a published architecture, not for {signature}; '
+            f'leave --img-size and --window-size out, they are resized when the file is loaded'
+        )
     stages = sorted({int(match[1]) for match in map(re.compile(r'norm(\d)\.').match, backbone) if match})
-    model = DAT(signature.name, img_size=img_size, window_size=window_size, out_indices=stages or (3, ),
-                out_norm=bool(stages))
+    model = DAT(
+        signature.name, img_size=img_size, window_size=window_size, out_indices=stages or (3,), out_norm=bool(stages)
+    )
     model.load_state_dict(backbone)
     return model.state_dict()
 
@@ -60,8 +66,9 @@ def main() -> None:
     parser.add_argument('target', type=Path, help='file to write')
     parser.add_argument('--img-size', type=int, help='make the tables for this image size')
     parser.add_argument('--window-size', type=int, help='make the tables for this window size')
-    parser.add_argument('--allow-pickle', action='store_true',
-                        help='run code the file may contain; only for files you trust')
+    parser.add_argument(
+        '--allow-pickle', action='store_true', help='run code the file may contain; only for files you trust'
+    )
     parser.add_argument('--force', action='store_true', help='overwrite the target')
     args = parser.parse_args()
     try:

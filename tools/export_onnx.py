@@ -8,13 +8,15 @@ The model gets preprocessed images, ``input`` of (batch, 3, height, width); a ba
 logits of the size of the image. The file is run by onnxruntime on random images, and kept only if it agrees with
 PyTorch to 1e-4 of the largest value.
 """
+
 import argparse
 import importlib
 import importlib.util
 import inspect
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ from mmdat.models.dat import MIN_SIZE
 from mmdat.visualization.network_input import load_backbone
 
 TOLERANCE = 1e-4
-Shape = Tuple[int, int, int]  # batch, height, width
+Shape = tuple[int, int, int]  # batch, height, width
 
 
 class SegmentorLogits(nn.Module):
@@ -63,8 +65,11 @@ def load_model(source: str, checkpoint: Optional[str], whole: bool) -> nn.Module
         if checkpoint:
             model.load_state_dict(unwrap(load_weights(checkpoint)))
     else:
-        cfg = load_config(argparse.Namespace(
-            config=source, override=None, cfg_options=None, launcher='none', work_dir=None, local_rank=0))
+        cfg = load_config(
+            argparse.Namespace(
+                config=source, override=None, cfg_options=None, launcher='none', work_dir=None, local_rank=0
+            )
+        )
         if whole:
             model = _load_segmentor(cfg, checkpoint)
         else:
@@ -79,16 +84,19 @@ def load_model(source: str, checkpoint: Optional[str], whole: bool) -> nn.Module
 
 def _load_segmentor(cfg, checkpoint: Optional[str]) -> nn.Module:
     if cfg.get('default_scope') != 'mmseg':
-        raise RunError(f'--whole exports segmentors only, but the config is for {cfg.get("default_scope")}: export its '
-                       f'backbone, without --whole')
+        raise RunError(
+            f'--whole exports segmentors only, but the config is for {cfg.get("default_scope")}: export its '
+            f'backbone, without --whole'
+        )
     importlib.import_module('mmseg.utils').register_all_modules(init_default_scope=False)
     init_default_scope('mmseg')
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     if checkpoint:
         missing = model.load_state_dict(unwrap(load_weights(checkpoint)), strict=False).missing_keys
         if missing:
-            raise CheckpointError(f'{checkpoint} lacks weights of the segmentor, such as {missing[0]}: choose a '
-                                  f'checkpoint of this config')
+            raise CheckpointError(
+                f'{checkpoint} lacks weights of the segmentor, such as {missing[0]}: choose a checkpoint of this config'
+            )
     return SegmentorLogits(model)
 
 
@@ -111,7 +119,7 @@ def export(model: nn.Module, path: str, size: Sequence[int], dynamic: bool = Fal
     image = torch.randn(2, 3, *[max(side, 256) for side in size]) if dynamic else torch.randn(1, 3, *size)
     try:
         # torch.onnx.export alone would quietly fix sizes that it cannot keep open.
-        program = torch.export.export(model, (image, ), dynamic_shapes=(dims, ) if dynamic else None, strict=False)
+        program = torch.export.export(model, (image,), dynamic_shapes=(dims,) if dynamic else None, strict=False)
         onnx_program = torch.onnx.export(program, (), dynamo=True, verbose=False, input_names=['input'])
     except Exception as error:  # the exporter has many kinds, without a common base
         reason = str(error).strip().split('\n')[0]
@@ -129,12 +137,13 @@ def require_packages() -> None:
         raise RunError(f'export needs PyTorch 2.6 or newer, this is {torch.__version__}')
 
 
-def check(model: nn.Module, path: str, shapes: Sequence[Shape]) -> List[float]:
+def check(model: nn.Module, path: str, shapes: Sequence[Shape]) -> list[float]:
     """The largest difference of onnxruntime from PyTorch on a random image batch of each shape.
 
     It is relative to the largest absolute value of each output; infinite if onnxruntime refuses or returns other sizes.
     """
     import onnxruntime
+
     session = onnxruntime.InferenceSession(path, providers=['CPUExecutionProvider'])
     return [_difference(model, session, torch.randn(batch, 3, height, width)) for batch, height, width in shapes]
 
@@ -146,7 +155,7 @@ def _difference(model: nn.Module, session, image: Tensor) -> float:
     try:
         outs = session.run(None, {session.get_inputs()[0].name: image.numpy()})
     except Exception as error:  # onnxruntime's exceptions share no base
-        warnings.warn(f'onnxruntime failed for an input of {tuple(image.shape)}: {error}')
+        warnings.warn(f'onnxruntime failed for an input of {tuple(image.shape)}: {error}', stacklevel=2)
         return float('inf')
     if [out.shape for out in outs] != [out.shape for out in expected]:
         return float('inf')
@@ -160,7 +169,8 @@ def main() -> None:
     parser.add_argument('--checkpoint', help='weights (default: those of init_cfg of the backbone, or untrained ones)')
     parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='default: 224 224')
     parser.add_argument(
-        '--dynamic', action='store_true', help='leave batch, height and width open (DAT++: from 64 pixels)')
+        '--dynamic', action='store_true', help='leave batch, height and width open (DAT++: from 64 pixels)'
+    )
     parser.add_argument('--whole', action='store_true', help='the whole segmentor in place of the backbone')
     args = parser.parse_args()
 
@@ -177,12 +187,16 @@ def main() -> None:
         shapes = [(1, height, width)] * 3
     differences = check(model, args.out, shapes)
     for shape, difference in zip(shapes, differences):
-        print(f'{shape[0]}x3x{shape[1]}x{shape[2]}: onnxruntime differs from PyTorch by {difference:.1e} of the '
-              'largest value')
+        print(
+            f'{shape[0]}x3x{shape[1]}x{shape[2]}: onnxruntime differs from PyTorch by {difference:.1e} of the '
+            'largest value'
+        )
     if not max(differences) <= TOLERANCE:
         Path(args.out).unlink()
-        raise RunError(f'the exported file differs by more than {TOLERANCE:.0e} and was removed: '
-                       f'{"export it for a fixed size" if args.dynamic else "please report the model"}')
+        raise RunError(
+            f'the exported file differs by more than {TOLERANCE:.0e} and was removed: '
+            f'{"export it for a fixed size" if args.dynamic else "please report the model"}'
+        )
     print(f'{args.out}: agrees with PyTorch to {TOLERANCE:.0e}')
 
 

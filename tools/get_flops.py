@@ -9,11 +9,12 @@ both products of every attention, and bilinear sampling with four multiply-adds 
 position-bias table for each pair of query and key. Norms, activations, softmax and additions are not counted, as is
 usual. Counters that hook modules see neither the products nor the sampling: hence smaller figures elsewhere.
 """
+
 import argparse
 import importlib
 import math
 import sys
-from typing import Dict, List, Sequence, Tuple
+from collections.abc import Sequence
 
 import torch
 import torch.nn as nn
@@ -25,7 +26,7 @@ from mmdat import DAT
 from mmdat.models import DeformableAttention, NeighborhoodAttention, WindowAttention
 from mmdat.models.arch import ARCHS
 
-Size = Tuple[int, int]
+Size = tuple[int, int]
 TAPS = 4  # multiply-adds of a bilinear sample
 
 
@@ -33,7 +34,7 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def backbone_operations(backbone: DAT, size: Size) -> Dict[str, int]:
+def backbone_operations(backbone: DAT, size: Size) -> dict[str, int]:
     """Multiply-adds of a DAT on one image of a size (height, width), by kind.
 
     Returns:
@@ -55,11 +56,13 @@ def backbone_operations(backbone: DAT, size: Size) -> Dict[str, int]:
     return count
 
 
-def _layer(layer: nn.Module, size: Size, count: Dict[str, int], times: int = 1) -> Size:
+def _layer(layer: nn.Module, size: Size, count: dict[str, int], times: int = 1) -> Size:
     """Add a layer at one map size (``times`` maps of it); returns the size behind it."""
     if isinstance(layer, nn.Conv2d):
-        size = tuple((side + 2 * pad - kernel) // stride + 1 for side, pad, kernel, stride in zip(
-            size, layer.padding, layer.kernel_size, layer.stride))
+        size = tuple(
+            (side + 2 * pad - kernel) // stride + 1
+            for side, pad, kernel, stride in zip(size, layer.padding, layer.kernel_size, layer.stride)
+        )
     elif not isinstance(layer, nn.Linear):
         return size
     # Every weight is used once for each pixel of the result.
@@ -67,13 +70,13 @@ def _layer(layer: nn.Module, size: Size, count: Dict[str, int], times: int = 1) 
     return size
 
 
-def _sequential(layers: nn.Sequential, size: Size, count: Dict[str, int], times: int = 1) -> Size:
+def _sequential(layers: nn.Sequential, size: Size, count: dict[str, int], times: int = 1) -> Size:
     for layer in layers:
         size = _layer(layer, size, count, times)
     return size
 
 
-def _mixer(mixer: nn.Module, size: Size, count: Dict[str, int]) -> None:
+def _mixer(mixer: nn.Module, size: Size, count: dict[str, int]) -> None:
     dim = mixer.proj_out.out_features
     if isinstance(mixer, DeformableAttention):
         _layer(mixer.proj_q, size, count)
@@ -108,7 +111,7 @@ def _mixer(mixer: nn.Module, size: Size, count: Dict[str, int]) -> None:
     count['products'] += 2 * math.prod(padded) * keys * dim
 
 
-def model_operations(model: nn.Module, size: Size) -> Dict[str, int]:
+def model_operations(model: nn.Module, size: Size) -> dict[str, int]:
     """Multiply-adds of a whole model on one image: those of its backbone, and ``neck and heads``.
 
     Neck and heads are run on random maps. Two-stage detectors get as many proposals and make as many masks as their
@@ -125,9 +128,9 @@ def model_operations(model: nn.Module, size: Size) -> Dict[str, int]:
     return count
 
 
-def _random_maps(backbone: DAT, size: Size) -> Tuple[torch.Tensor, ...]:
+def _random_maps(backbone: DAT, size: Size) -> tuple[torch.Tensor, ...]:
     ignored = dict(layers=0)
-    sizes: List[Size] = [_sequential(backbone.stem, size, ignored)]
+    sizes: list[Size] = [_sequential(backbone.stem, size, ignored)]
     for downsample in backbone.downsamples:
         sizes.append(_sequential(downsample, sizes[-1], ignored))
     return tuple(torch.randn(1, backbone.feature_channels[i], *sizes[i]) for i in backbone.out_indices)
@@ -148,8 +151,12 @@ def _forward(model: nn.Module, size: Size) -> None:
         model(image, mode='tensor')
         return
     from mmdet.structures import DetDataSample
-    sample = DetDataSample(metainfo=dict(
-        img_id=0, img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)))
+
+    sample = DetDataSample(
+        metainfo=dict(
+            img_id=0, img_shape=size, ori_shape=size, pad_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0)
+        )
+    )
     roi_head = getattr(model, 'roi_head', None)
     mask_head = getattr(roi_head, 'mask_head', None)
     if mask_head is not None:

@@ -13,12 +13,14 @@ Of a video each frame is an image; "frame" is its number, from 0 on. Of a panopt
 all segments drawn. A file that cannot be read is named and left
 out; the others are finished, and the exit code is 1.
 """
+
 import argparse
 import glob
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Set
+from typing import Any, NamedTuple, Optional
 
 import cv2
 import mmcv
@@ -38,6 +40,7 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 
 class Picture(NamedTuple):
     """One image, or one frame of a video; BGR."""
+
     path: Path
     image: np.ndarray
     frame: Optional[int] = None
@@ -46,13 +49,13 @@ class Picture(NamedTuple):
 # --- input -----------------------------------------------------------------------------------------
 
 
-def find_inputs(names: List[str]) -> List[Path]:
+def find_inputs(names: list[str]) -> list[Path]:
     """The files that names of files, folders and glob patterns stand for, each once.
 
     Raises:
         RunError: If a name stands for nothing.
     """
-    found: Dict[Path, None] = {}
+    found: dict[Path, None] = {}
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
@@ -72,9 +75,9 @@ def find_inputs(names: List[str]) -> List[Path]:
 class Reader:
     """Reads images and frames one after the other; ``faults`` collects what could not be read, and why."""
 
-    def __init__(self, paths: List[Path], report: Any):
+    def __init__(self, paths: list[Path], report: Any):
         self.paths = paths
-        self.faults: Dict[Path, str] = {}
+        self.faults: dict[Path, str] = {}
         self._report = report
 
     def count(self) -> int:
@@ -117,9 +120,9 @@ def _is_video(path: Path) -> bool:
     return path.suffix.lower() in VIDEOS
 
 
-def batches(pictures: Iterator[Picture], size: int) -> Iterator[List[Picture]]:
+def batches(pictures: Iterator[Picture], size: int) -> Iterator[list[Picture]]:
     """Up to ``size`` pictures of equal shape that follow each other."""
-    batch: List[Picture] = []
+    batch: list[Picture] = []
     for picture in pictures:
         if batch and (len(batch) == size or picture.image.shape != batch[0].image.shape):
             yield batch
@@ -135,15 +138,15 @@ def batches(pictures: Iterator[Picture], size: int) -> Iterator[List[Picture]]:
 class Writer:
     """Writes pictures and predictions below a directory; use it as a context manager."""
 
-    def __init__(self, directory: Path, classes: List[str], score_thr: float, report: Any):
+    def __init__(self, directory: Path, classes: list[str], score_thr: float, report: Any):
         self.directory = directory
         self.score_thr = score_thr
         self._report = report
         self._categories = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
-        self._images: List[dict] = []
-        self._predictions: List[dict] = []
-        self._names: Dict[Path, str] = {}
-        self._taken: Set[str] = set()
+        self._images: list[dict] = []
+        self._predictions: list[dict] = []
+        self._names: dict[Path, str] = {}
+        self._taken: set[str] = set()
         self._video: Optional[cv2.VideoWriter] = None
         self._video_path: Optional[Path] = None
 
@@ -182,8 +185,14 @@ class Writer:
             scores = sample.pred_score.tolist()
             best = int(np.argmax(scores))
             self._predictions.append(
-                dict(about, category_id=best + 1, category=self._categories[best]['name'], score=scores[best],
-                     scores=scores))
+                dict(
+                    about,
+                    category_id=best + 1,
+                    category=self._categories[best]['name'],
+                    score=scores[best],
+                    scores=scores,
+                )
+            )
         self._write_drawing(picture, name, drawn)
 
     def _name(self, path: Path) -> str:
@@ -222,9 +231,10 @@ class Writer:
             self._report(f'OpenCV has no codec here to write {target}: the frames are written as images')
 
 
-def instances(found: Any, score_thr: float) -> Iterator[Dict[str, Any]]:
+def instances(found: Any, score_thr: float) -> Iterator[dict[str, Any]]:
     """Boxes, and masks where there are any, in COCO's result format, without ``image_id``."""
     from mmdet.structures.mask import encode_mask_results
+
     found = found[found.scores >= score_thr].numpy()
     masks = encode_mask_results(found.masks) if 'masks' in found else [None] * len(found.labels)
     for (x1, y1, x2, y2), label, score, mask in zip(found.bboxes.tolist(), found.labels, found.scores, masks):
@@ -254,9 +264,11 @@ def main() -> None:
     parser.add_argument('--out-dir', type=Path, default=Path('work_dirs/infer'), help='default: %(default)s')
     parser.add_argument('--device', help='such as cpu or cuda:0 (default: a GPU if there is one)')
     parser.add_argument(
-        '--score-thr', type=float, default=0.3, help='leave out boxes and masks with a lower score (default: 0.3)')
+        '--score-thr', type=float, default=0.3, help='leave out boxes and masks with a lower score (default: 0.3)'
+    )
     parser.add_argument(
-        '--batch-size', type=int, default=1, help='images of equal size that follow each other (default: 1)')
+        '--batch-size', type=int, default=1, help='images of equal size that follow each other (default: 1)'
+    )
     parser.add_argument('--override', metavar='FILE', help='a config file merged over CONFIG, as in training')
     parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='as in training')
     args = parser.parse_args()

@@ -5,6 +5,7 @@
 Takes seconds and needs no download. Data that is already there and whole is kept, half-made data is made
 again. The layout is described in mmdat/datasets/shapes.py.
 """
+
 import argparse
 import sys
 import time
@@ -25,8 +26,10 @@ def main() -> None:
     except ValueError as error:
         sys.exit(f'make_shapes.py: {error}')
     if made:
-        print(f'made {args.num_train} training and {args.num_val} validation images in {args.out} '
-              f'({time.time() - start:.1f} s)')
+        print(
+            f'made {args.num_train} training and {args.num_val} validation images in {args.out} '
+            f'({time.time() - start:.1f} s)'
+        )
     else:
         print(f'{args.out} is already there and complete')
 

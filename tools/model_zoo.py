@@ -1,12 +1,13 @@
 """Write docs/model_zoo.md from the metafiles that model-index.yml names.
 
-    python tools/model_zoo.py          write it
-    python tools/model_zoo.py --check  fail if it is not what the metafiles say
+python tools/model_zoo.py          write it
+python tools/model_zoo.py --check  fail if it is not what the metafiles say
 """
+
 import argparse
 import sys
 from pathlib import Path
-from typing import Any, Dict, List
+from typing import Any
 
 import yaml
 
@@ -33,7 +34,7 @@ and, for masks, 100 boxes. Of the published sizes of DAT's whole models all agre
 """
 
 
-def metafiles() -> List[Dict[str, Any]]:
+def metafiles() -> list[dict[str, Any]]:
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
     return [yaml.safe_load((ROOT / path).read_text()) for path in index['Import']]
 
@@ -50,7 +51,7 @@ def build() -> str:
     return '\n'.join(parts)
 
 
-def table(models: List[Dict[str, Any]]) -> str:
+def table(models: list[dict[str, Any]]) -> str:
     metrics = []
     for model in models:
         metrics += [metric for metric in published(model) if metric not in metrics]
@@ -59,18 +60,20 @@ def table(models: List[Dict[str, Any]]) -> str:
     for model in models:
         metadata = model['Metadata']
         values = published(model)
-        rows.append([
-            f'[{model["Name"]}](../{model["Config"]})',
-            beside_paper(metadata, 'Parameters', 1e6, '.2f'),
-            beside_paper(metadata, 'FLOPs', 1e9, '.1f'),
-            metadata['FLOPs Input Size'],
-            *(str(values.get(metric, '–')) for metric in metrics),
-            '',
-        ])
+        rows.append(
+            [
+                f'[{model["Name"]}](../{model["Config"]})',
+                beside_paper(metadata, 'Parameters', 1e6, '.2f'),
+                beside_paper(metadata, 'FLOPs', 1e9, '.1f'),
+                metadata['FLOPs Input Size'],
+                *(str(values.get(metric, '–')) for metric in metrics),
+                '',
+            ]
+        )
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n'
 
 
-def published(model: Dict[str, Any]) -> Dict[str, float]:
+def published(model: dict[str, Any]) -> dict[str, float]:
     """The paper's results, by the name of their column."""
     return {
         metric.replace(' (paper)', ', published'): value
@@ -79,7 +82,7 @@ def published(model: Dict[str, Any]) -> Dict[str, float]:
     }
 
 
-def beside_paper(metadata: Dict[str, Any], name: str, unit: float, digits: str) -> str:
+def beside_paper(metadata: dict[str, Any], name: str, unit: float, digits: str) -> str:
     """Our count and, behind a slash, the paper's."""
     text = format(metadata[name] / unit, digits)
     paper = metadata.get(f'{name} (paper)')

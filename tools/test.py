@@ -1,4 +1,5 @@
 """Evaluate a checkpoint: detection, segmentation or classification, as the config says."""
+
 import argparse
 
 from mmdat.engine.runner import add_common_options, evaluate, load_config, run
@@ -11,7 +12,8 @@ def main() -> None:
     parser.add_argument('--out', metavar='FILE.pkl', help='save the predictions')
     parser.add_argument('--show-dir', metavar='DIR', help='save pictures of the predictions')
     parser.add_argument(
-        '--tta', action='store_true', help='test-time augmentation: average over the scales and flips of the config')
+        '--tta', action='store_true', help='test-time augmentation: average over the scales and flips of the config'
+    )
     add_common_options(parser)
     args = parser.parse_args()
     evaluate(load_config(args), args.checkpoint, args.out, args.show_dir, args.tta)

@@ -1,4 +1,5 @@
 """Train and evaluate a model: detection, segmentation or classification, as the config says."""
+
 import argparse
 
 from mmdat.engine.runner import add_common_options, load_config, run, train
@@ -13,9 +14,11 @@ def main() -> None:
         nargs='?',
         const='auto',
         metavar='PATH',
-        help='go on from a checkpoint; without PATH, from the latest in the work directory')
+        help='go on from a checkpoint; without PATH, from the latest in the work directory',
+    )
     parser.add_argument(
-        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size of all GPUs')
+        '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size of all GPUs'
+    )
     add_common_options(parser)
     args = parser.parse_args()
     train(load_config(args), args.amp, args.resume, args.auto_scale_lr)

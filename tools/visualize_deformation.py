@@ -8,10 +8,12 @@ Each sheet has, for every deformable layer of the stage, the reference points wi
 points, the keys that the queries attend to most, and a heat map of the attention that each place receives. The image
 is prepared as in testing, by the config's test pipeline; pictures and queries are in its original pixels.
 """
+
 import argparse
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import List, Optional, Sequence, Tuple
+from typing import Optional
 
 from mmengine.config import DictAction
 from mmengine.device import get_device
@@ -23,7 +25,7 @@ from mmdat.visualization import View, attention_sheets, layer_names, save_sheets
 from mmdat.visualization.network_input import load_backbone, network_input
 
 
-def choose_layers(backbone: DAT, chosen: Optional[Sequence[str]]) -> List[str]:
+def choose_layers(backbone: DAT, chosen: Optional[Sequence[str]]) -> list[str]:
     """The layers to draw; all without a choice."""
     names = layer_names(backbone)
     if not names:
@@ -34,7 +36,7 @@ def choose_layers(backbone: DAT, chosen: Optional[Sequence[str]]) -> List[str]:
     return [name for name in names if not chosen or name in chosen]
 
 
-def read_queries(texts: Sequence[str], view: View) -> List[Tuple[float, float]]:
+def read_queries(texts: Sequence[str], view: View) -> list[tuple[float, float]]:
     """Queries ``x,y`` as pixels (y, x) of the picture."""
     queries = []
     height, width = view.picture.shape[:2]
@@ -44,8 +46,9 @@ def read_queries(texts: Sequence[str], view: View) -> List[Tuple[float, float]]:
         except ValueError as error:
             raise RunError(f'--query takes pixels as x,y such as 200,150, got {text}') from error
         if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
-            raise RunError(f'the query {text} is outside of the image, whose pixels are 0,0 to '
-                           f'{width - 1},{height - 1}')
+            raise RunError(
+                f'the query {text} is outside of the image, whose pixels are 0,0 to {width - 1},{height - 1}'
+            )
         if not view.seen((y, x)):
             raise RunError(f'the query {text} is cut away by the test pipeline: choose one nearer to the centre')
         queries.append((y, x))
@@ -59,12 +62,17 @@ def main() -> None:
     parser.add_argument('--checkpoint', help='its weights (default: those of init_cfg, or untrained ones)')
     parser.add_argument('--layer', nargs='+', metavar='NAME', help='deformable layers to draw (default: all)')
     parser.add_argument(
-        '--query', nargs='+', default=[], metavar='X,Y',
-        help='pixels of the image whose most attended keys are drawn (default: three on the diagonal)')
+        '--query',
+        nargs='+',
+        default=[],
+        metavar='X,Y',
+        help='pixels of the image whose most attended keys are drawn (default: three on the diagonal)',
+    )
     parser.add_argument('--out-dir', help='where stage{n}.png go (default: work_dirs/CONFIG/deformation/IMAGE)')
     parser.add_argument('--override', metavar='FILE', help='a config file merged over the config, as in training')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE',
-                        help='entries of the config to change')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='entries of the config to change'
+    )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()
 
@@ -77,7 +85,8 @@ def main() -> None:
         print('The weights are untrained: name trained ones with --checkpoint.')
     device = get_device()
     sheets = attention_sheets(
-        backbone.to(device), inputs.to(device), view, queries, layers, note='' if trained else ' (untrained weights)')
+        backbone.to(device), inputs.to(device), view, queries, layers, note='' if trained else ' (untrained weights)'
+    )
     out_dir = args.out_dir or os.path.join(cfg.work_dir, 'deformation', Path(args.image).stem)
     for file in save_sheets(sheets, out_dir):
         print(file)

@@ -11,9 +11,11 @@ datnano = dict(
         depths=(1, 1, 2, 1),
         heads=(1, 2, 4, 8),
         groups=(-1, -1, 2, 4),
-        stage_spec=('L', 'S', 'LD', 'D')),
+        stage_spec=('L', 'S', 'LD', 'D'),
+    ),
     img_size=image_size,
-    window_size=8)
+    window_size=8,
+)
 datppnano = dict(
     type='mmdat.DAT',
     arch=dict(
@@ -22,6 +24,8 @@ datppnano = dict(
         depths=(1, 1, 2, 1),
         heads=(1, 2, 4, 8),
         groups=(1, 1, 2, 4),
-        stage_spec=('N', 'D', 'ND', 'D')),
+        stage_spec=('N', 'D', 'ND', 'D'),
+    ),
     img_size=image_size,
-    window_size=7)
+    window_size=7,
+)

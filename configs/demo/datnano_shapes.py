@@ -1,15 +1,21 @@
 # A nano DAT as classifier of the demo shapes, one per image.
-_base_ = ['datnano.py', '../_base_/models/classifier.py', '../_base_/default_runtime/mmpretrain.py',
-          '../_base_/schedules/adamw.py']  # yapf: disable
+_base_ = [
+    'datnano.py',
+    '../_base_/models/classifier.py',
+    '../_base_/default_runtime/mmpretrain.py',
+    '../_base_/schedules/adamw.py',
+]
 
 classes = ('circle', 'square', 'star', 'triangle')  # in the order of their folders
 
 data_preprocessor = dict(
-    num_classes=len(classes), mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
+    num_classes=len(classes), mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
+)
 model = dict(
     backbone=_base_.datnano,
     head=dict(num_classes=len(classes), in_channels=_base_.datnano.arch.dims[-1]),
-    train_cfg=dict(augments=None))
+    train_cfg=dict(augments=None),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -18,23 +24,24 @@ train_pipeline = [
 ]
 test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
 
-dataset = dict(
-    type='ImageNet', data_root=_base_.data_root + 'classification', metainfo=dict(classes=classes))
+dataset = dict(type='ImageNet', data_root=_base_.data_root + 'classification', metainfo=dict(classes=classes))
 train_dataloader = dict(
     batch_size=16,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(**dataset, split='train', pipeline=train_pipeline))
+    dataset=dict(**dataset, split='train', pipeline=train_pipeline),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=1,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(**dataset, split='val', pipeline=test_pipeline))
+    dataset=dict(**dataset, split='val', pipeline=test_pipeline),
+)
 test_dataloader = val_dataloader
 
-val_evaluator = dict(type='Accuracy', topk=(1, ))
+val_evaluator = dict(type='Accuracy', topk=(1,))
 test_evaluator = val_evaluator
 
 max_epochs = 20

@@ -35,11 +35,14 @@ dataset = dict(
     metainfo=dict(classes=classes, palette=palette),
     img_suffix='.jpg',
     seg_map_suffix='.png',
-    reduce_zero_label=True)
+    reduce_zero_label=True,
+)
 train_dataloader = dict(
-    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(**dataset, pipeline=train_pipeline))
+    batch_size=2, num_workers=0, persistent_workers=False, dataset=dict(**dataset, pipeline=train_pipeline)
+)
 val_dataloader = dict(
-    batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(**dataset, indices=8, pipeline=test_pipeline))
+    batch_size=1, num_workers=0, persistent_workers=False, dataset=dict(**dataset, indices=8, pipeline=test_pipeline)
+)
 test_dataloader = val_dataloader
 
 train_cfg = dict(max_iters=4, val_interval=4)

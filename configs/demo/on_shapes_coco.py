@@ -32,7 +32,9 @@ train_dataloader = dict(
         data_prefix=dict(img='images/training/'),
         metainfo=dict(classes=classes),
         indices=8,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=0,
@@ -43,7 +45,9 @@ val_dataloader = dict(
         data_prefix=dict(img='images/validation/'),
         metainfo=dict(classes=classes),
         indices=8,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(ann_file=data_root + 'annotations/instances_val.json')

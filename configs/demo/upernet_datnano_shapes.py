@@ -6,11 +6,7 @@ palette = [[120, 120, 120], [230, 60, 60], [60, 160, 230], [90, 200, 80], [240, 
 channels = list(_base_.datnano.arch.dims)
 width = 64  # channels of the heads
 
-head = dict(
-    num_classes=len(classes),
-    dropout_ratio=0.0,
-    norm_cfg=dict(type='BN'),
-    align_corners=False)
+head = dict(num_classes=len(classes), dropout_ratio=0.0, norm_cfg=dict(type='BN'), align_corners=False)
 model = dict(
     type='EncoderDecoder',
     data_preprocessor=dict(
@@ -20,7 +16,8 @@ model = dict(
         bgr_to_rgb=True,
         pad_val=0,
         seg_pad_val=255,
-        size=(_base_.image_size, _base_.image_size)),
+        size=(_base_.image_size, _base_.image_size),
+    ),
     backbone=_base_.datnano,
     decode_head=dict(
         type='UPerHead',
@@ -29,7 +26,8 @@ model = dict(
         pool_scales=(1, 2, 3),
         channels=width,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=1.0),
-        **head),
+        **head,
+    ),
     auxiliary_head=dict(
         type='FCNHead',
         in_channels=channels[2],
@@ -38,9 +36,11 @@ model = dict(
         num_convs=1,
         concat_input=False,
         loss_decode=dict(type='CrossEntropyLoss', use_sigmoid=False, loss_weight=0.4),
-        **head),
+        **head,
+    ),
     train_cfg=dict(),
-    test_cfg=dict(mode='whole'))
+    test_cfg=dict(mode='whole'),
+)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -58,11 +58,14 @@ tta_pipeline = [
     dict(
         type='TestTimeAug',
         transforms=[
-            [dict(type='RandomFlip', prob=0., direction='horizontal'),
-             dict(type='RandomFlip', prob=1., direction='horizontal')],
+            [
+                dict(type='RandomFlip', prob=0.0, direction='horizontal'),
+                dict(type='RandomFlip', prob=1.0, direction='horizontal'),
+            ],
             [dict(type='LoadAnnotations', reduce_zero_label=True)],
             [dict(type='PackSegInputs')],
-        ]),
+        ],
+    ),
 ]
 
 dataset = dict(
@@ -71,7 +74,8 @@ dataset = dict(
     metainfo=dict(classes=classes, palette=palette),
     img_suffix='.jpg',
     seg_map_suffix='.png',
-    reduce_zero_label=True)
+    reduce_zero_label=True,
+)
 train_dataloader = dict(
     batch_size=4,
     num_workers=1,
@@ -80,7 +84,9 @@ train_dataloader = dict(
     dataset=dict(
         **dataset,
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -89,7 +95,9 @@ val_dataloader = dict(
     dataset=dict(
         **dataset,
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='IoUMetric', iou_metrics=['mIoU'])
@@ -114,5 +122,6 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=max_iters // 2, max_keep_ckpts=1),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    visualization=dict(type='SegVisualizationHook'),
+)
 custom_hooks = [dict(type='mmdat.SamplingPointsHook')]

@@ -8,5 +8,5 @@
 data_root = 'data/own'  # what --data replaces
 classes_from = 'class_folders'
 
-val_evaluator = dict(topk=(1, ))  # there may be fewer than five classes
+val_evaluator = dict(topk=(1,))  # there may be fewer than five classes
 test_evaluator = val_evaluator

@@ -13,7 +13,6 @@ classes_from = 'label_maps'
 
 # ADE20KDataset accepts no other classes; this is its base class.
 dataset = dict(type='BaseSegDataset', seg_map_suffix='.png', reduce_zero_label=False)
-train_dataloader = dict(
-    dataset=dict(**dataset, data_prefix=dict(img_path='images/train', seg_map_path='labels/train')))
+train_dataloader = dict(dataset=dict(**dataset, data_prefix=dict(img_path='images/train', seg_map_path='labels/train')))
 val_dataloader = dict(dataset=dict(**dataset, data_prefix=dict(img_path='images/val', seg_map_path='labels/val')))
 test_dataloader = val_dataloader

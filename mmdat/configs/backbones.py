@@ -1,4 +1,5 @@
 """The backbones and the channels of their four maps, for necks and heads."""
+
 dat_t = dict(type='mmdat.DAT', arch='tiny')
 dat_t_channels = [96, 192, 384, 768]
 

@@ -1,4 +1,5 @@
 """12 epochs of COCO, as configs/_base_/schedules/coco_1x.py."""
+
 from mmengine.config import read_base
 
 with read_base():

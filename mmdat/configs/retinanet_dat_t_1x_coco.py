@@ -1,4 +1,5 @@
 """The whole recipe of configs/retinanet_dat_t_1x_coco.py."""
+
 from mmengine.config import read_base
 
 with read_base():

@@ -1,4 +1,5 @@
 """The whole recipe of configs/upernet_dat_t_160k_ade20k.py."""
+
 from mmengine.config import read_base
 
 with read_base():
@@ -13,7 +14,9 @@ model.merge(
         data_preprocessor=dict(size=crop_size),
         backbone=dict(**dat_t, drop_path_rate=0.3),
         decode_head=dict(in_channels=dat_t_channels),
-        auxiliary_head=dict(in_channels=dat_t_channels[2])))
+        auxiliary_head=dict(in_channels=dat_t_channels[2]),
+    )
+)
 
 optim_wrapper.optimizer.update(lr=6e-5, weight_decay=0.01)
 param_scheduler = [
@@ -29,5 +32,6 @@ default_hooks = dict(
     param_scheduler=dict(type='ParamSchedulerHook'),
     checkpoint=dict(type='CheckpointHook', by_epoch=False, interval=16000),
     sampler_seed=dict(type='DistSamplerSeedHook'),
-    visualization=dict(type='SegVisualizationHook'))
+    visualization=dict(type='SegVisualizationHook'),
+)
 auto_scale_lr = dict(enable=False, base_batch_size=16)

@@ -11,11 +11,12 @@ One directory serves every toolbox::
 
 Everything follows from the arguments and the image's number, so equal arguments give equal bytes.
 """
+
 import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Tuple, Union
+from typing import Any, NamedTuple, Union
 
 import cv2
 import numpy as np
@@ -23,7 +24,7 @@ from pycocotools import mask as coco_mask
 
 CLASSES = ('circle', 'square', 'triangle', 'star')
 #: Labels 1 to 5 of the semantic maps; 0 is "other", which ADE20K's ``reduce_zero_label`` ignores.
-SEMANTIC_CLASSES = ('background', ) + CLASSES
+SEMANTIC_CLASSES = ('background', *CLASSES)
 #: Split, its folder in ADE20K's layout, and the seed of its images.
 SPLITS = (('train', 'training', 0), ('val', 'validation', 1))
 STAMP = 'shapes.json'
@@ -42,9 +43,10 @@ class Scene(NamedTuple):
         masks: What is visible of each shape, boolean ``(size, size)``.
         semantic: The semantic map, ``(size, size)`` uint8; 0 other, 1 background, 2 + label.
     """
+
     image: np.ndarray
-    labels: List[int]
-    masks: List[np.ndarray]
+    labels: list[int]
+    masks: list[np.ndarray]
     semantic: np.ndarray
 
 
@@ -107,12 +109,13 @@ def _digest(out: Path) -> str:
 # --- files -----------------------------------------------------------------------------------------
 
 
-def _write_scenes(out: Path, split: str, folder: str, scenes: List[Scene]) -> None:
+def _write_scenes(out: Path, split: str, folder: str, scenes: list[Scene]) -> None:
     images, maps = out / 'images' / folder, out / 'annotations' / folder
     images.mkdir(parents=True)
     maps.mkdir(parents=True)
-    coco: Dict[str, List[dict]] = dict(
-        images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)])
+    coco: dict[str, list[dict]] = dict(
+        images=[], annotations=[], categories=[dict(id=i, name=name) for i, name in enumerate(CLASSES, 1)]
+    )
     for number, scene in enumerate(scenes, 1):
         name = f'shapes_{split}_{number:05d}'
         _write_image(images / f'{name}.jpg', scene.image, [cv2.IMWRITE_JPEG_QUALITY, 95])
@@ -124,7 +127,7 @@ def _write_scenes(out: Path, split: str, folder: str, scenes: List[Scene]) -> No
     (out / 'annotations' / f'instances_{split}.json').write_text(json.dumps(coco))
 
 
-def _annotation(number: int, image: int, label: int, mask: np.ndarray) -> Dict[str, Any]:
+def _annotation(number: int, image: int, label: int, mask: np.ndarray) -> dict[str, Any]:
     rle = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return dict(
         id=number,
@@ -133,7 +136,8 @@ def _annotation(number: int, image: int, label: int, mask: np.ndarray) -> Dict[s
         bbox=coco_mask.toBbox(rle).tolist(),
         area=int(mask.sum()),
         iscrowd=0,
-        segmentation=dict(size=rle['size'], counts=rle['counts'].decode()))
+        segmentation=dict(size=rle['size'], counts=rle['counts'].decode()),
+    )
 
 
 def _write_classification(folder: Path, seed: int, count: int, size: int) -> None:
@@ -147,7 +151,7 @@ def _write_classification(folder: Path, seed: int, count: int, size: int) -> Non
         _write_image(folder / CLASSES[label] / f'{i:05d}.png', _finish(rng, image))
 
 
-def _write_image(path: Path, image: np.ndarray, options: Tuple[int, ...] = ()) -> None:
+def _write_image(path: Path, image: np.ndarray, options: tuple[int, ...] = ()) -> None:
     if not cv2.imwrite(str(path), image, list(options)):
         raise OSError(f'cannot write the image {path}')
 
@@ -159,9 +163,9 @@ def _scene(rng: np.random.Generator, size: int) -> Scene:
     image = _background(rng, size)
     semantic = np.ones((size, size), np.uint8)
     _scribble(rng, image, semantic)
-    labels: List[int] = []
-    masks: List[np.ndarray] = []
-    areas: List[int] = []
+    labels: list[int] = []
+    masks: list[np.ndarray] = []
+    areas: list[int] = []
     wanted = rng.integers(MIN_SHAPES, MAX_SHAPES + 1)
     for _ in range(4 * MAX_SHAPES):
         if len(labels) == wanted:
@@ -172,7 +176,7 @@ def _scene(rng: np.random.Generator, size: int) -> Scene:
         if any(rest.sum() < MIN_VISIBLE * area for rest, area in zip(remaining, areas)):
             continue
         _paint(rng, image, mask, label)
-        masks = remaining + [mask]
+        masks = [*remaining, mask]
         labels.append(label)
         areas.append(int(mask.sum()))
     for label, mask in zip(labels, masks):
@@ -202,7 +206,7 @@ def _scribble(rng: np.random.Generator, image: np.ndarray, semantic: np.ndarray)
         semantic[line > 0] = 0
 
 
-def _outline(rng: np.random.Generator, label: int, size: int, radius: Tuple[float, float]) -> np.ndarray:
+def _outline(rng: np.random.Generator, label: int, size: int, radius: tuple[float, float]) -> np.ndarray:
     """Corners ``(N, 2)``, (x, y) in pixels, of a shape turned at random that lies inside the image."""
     corners, inner = {'circle': (48, 1.0), 'square': (4, 1.0), 'triangle': (3, 1.0), 'star': (10, 0.45)}[CLASSES[label]]
     radius = rng.uniform(*radius) * size

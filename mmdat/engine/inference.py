@@ -1,5 +1,6 @@
 """Predictions of a trained model for images at hand, by the inferencer of the toolbox that the config belongs to."""
-from typing import Any, Dict, List
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,7 +54,7 @@ class Predictor:
         weights['meta'] = dict(weights.get('meta') or {}, dataset_meta=meta)
         self.classes = list(meta['classes'])
 
-        def load_from_weights_only(filename: str, map_location: Any = None) -> Dict[str, Any]:
+        def load_from_weights_only(filename: str, map_location: Any = None) -> dict[str, Any]:
             return weights
 
         CheckpointLoader.register_scheme(_PREFIX, load_from_weights_only, force=True)
@@ -62,7 +63,7 @@ class Predictor:
         if self.scope == 'mmdet':  # which prefers the config's colours, whatever their number
             self._inferencer.visualizer.dataset_meta = meta
 
-    def predict(self, images: List[np.ndarray]) -> List[Any]:
+    def predict(self, images: list[np.ndarray]) -> list[Any]:
         """Predict for a batch of images.
 
         Args:
@@ -106,6 +107,7 @@ class Predictor:
         else:
             if self._inferencer.visualizer is None:
                 from mmpretrain.visualization import UniversalVisualizer
+
                 self._inferencer.visualizer = UniversalVisualizer()
             drawn = self._inferencer.visualizer.visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
         return np.ascontiguousarray(drawn[..., ::-1])
@@ -116,19 +118,22 @@ def _check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise RunError(f'the device {device!r} cannot be used here ({reason}): choose another with --device, such as '
-                       f'cpu') from error
+        raise RunError(
+            f'the device {device!r} cannot be used here ({reason}): choose another with --device, such as cpu'
+        ) from error
 
 
-def _dataset_meta(checkpoint: Dict[str, Any], dataset: Dict[str, Any]) -> Dict[str, Any]:
+def _dataset_meta(checkpoint: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
     """Names and colours of the classes: the checkpoint's, which knows what it was trained on, or the config's."""
     meta = dict(DATASETS.build(dict(dataset, pipeline=[], lazy_init=True)).metainfo)
     saved = checkpoint.get('meta') or {}
     saved = saved.get('dataset_meta') or dict(classes=saved.get('CLASSES'), palette=saved.get('PALETTE'))
     meta.update({key.lower(): value for key, value in saved.items() if value})
     if not meta.get('classes'):
-        raise RunError('neither the checkpoint nor the config names the classes: set '
-                       'test_dataloader.dataset.metainfo.classes in the config')
+        raise RunError(
+            'neither the checkpoint nor the config names the classes: set '
+            'test_dataloader.dataset.metainfo.classes in the config'
+        )
     palette = meta.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(meta['classes']):
         palette = np.random.RandomState(0).randint(0, 256, (len(meta['classes']), 3)).tolist()
@@ -139,26 +144,32 @@ def _dataset_meta(checkpoint: Dict[str, Any], dataset: Dict[str, Any]) -> Dict[s
 def _build(scope: str, cfg: Config, weights: str, device: str) -> Any:
     if scope == 'mmdet':
         from mmdet.apis import DetInferencer
+
         return DetInferencer(cfg, weights, device=device, show_progress=False)
     if scope == 'mmseg':
         from mmseg.apis import MMSegInferencer
+
         inferencer = MMSegInferencer(cfg, weights, device=device)
         inferencer.show_progress = False  # mmseg 1.2 has no argument for it
         return inferencer
     import mmpretrain.utils.progress
     from mmpretrain import ImageClassificationInferencer
+
     mmpretrain.utils.progress.disable_progress_bar = True
     return ImageClassificationInferencer(cfg, pretrained=weights, device=device)
 
 
-def _check_fit(model: torch.nn.Module, weights: Dict[str, Any], path: str) -> None:
+def _check_fit(model: torch.nn.Module, weights: dict[str, Any], path: str) -> None:
     """Refuse heads of another model, which MMEngine loads with a warning; the backbone has checks of its own."""
     heads = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
     for key, value in heads.items():
         if key in weights and weights[key].shape != value.shape:
-            raise RunError(f'{path} does not fit the config: {key} is {tuple(weights[key].shape)} in the file and '
-                           f'{tuple(value.shape)} in the model; take the config that it was trained with, which '
-                           f'training leaves in its work directory')
+            raise RunError(
+                f'{path} does not fit the config: {key} is {tuple(weights[key].shape)} in the file and '
+                f'{tuple(value.shape)} in the model; take the config that it was trained with, which '
+                f'training leaves in its work directory'
+            )
     if heads and not any(key in weights for key in heads):
-        raise RunError(f'{path} does not fit the config: it has none of the weights of the heads, such as '
-                       f'{next(iter(heads))}')
+        raise RunError(
+            f'{path} does not fit the config: it has none of the weights of the heads, such as {next(iter(heads))}'
+        )

@@ -1,6 +1,7 @@
 """Layer-wise learning-rate decay for detectors and segmentors."""
+
 from functools import partial
-from typing import Callable, List, Optional
+from typing import Callable, Optional
 
 import torch.nn as nn
 from mmpretrain.engine import LearningRateDecayOptimWrapperConstructor
@@ -20,12 +21,14 @@ class LayerDecayOptimWrapperConstructor(LearningRateDecayOptimWrapperConstructor
         ...     constructor='mmdat.LayerDecayOptimWrapperConstructor', paramwise_cfg=dict(layer_decay_rate=0.9))
     """
 
-    def add_params(self,
-                   params: List[dict],
-                   module: nn.Module,
-                   prefix: str = '',
-                   get_layer_depth: Optional[Callable] = None,
-                   **kwargs) -> None:
+    def add_params(
+        self,
+        params: list[dict],
+        module: nn.Module,
+        prefix: str = '',
+        get_layer_depth: Optional[Callable] = None,
+        **kwargs,
+    ) -> None:
         """Add the parameters of a module, as mmpretrain's constructor does."""
         if get_layer_depth is None:
             get_layer_depth = partial(module.backbone.get_layer_depth, prefix='backbone.')

@@ -1,9 +1,11 @@
 """Classes from a dataset's own annotations: what a config asks for with ``classes_from`` (see configs/own_data)."""
+
 import json
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Dict, Iterator, List
+from typing import Any
 
 import mmcv
 import numpy as np
@@ -19,7 +21,7 @@ CHECKED_MAPS = 200
 _LAYOUT = 'docs/custom_data.md shows where files are looked for, and how to name other places'
 
 
-def complete_config(cfg: Config) -> List[str]:
+def complete_config(cfg: Config) -> list[str]:
     """Put a config's datasets below its ``data_root``, with the classes that ``classes_from`` says, in place.
 
     ``classes_from`` is taken out of the config. It is one of:
@@ -41,8 +43,9 @@ def complete_config(cfg: Config) -> List[str]:
     datasets = {part: _innermost(cfg[f'{part}_dataloader'].dataset) for part in ('train', 'val', 'test')}
     root = Path(os.path.expanduser(cfg.data_root))
     if not root.is_dir():
-        raise RunError(f'there is no directory {root.absolute()} with your data: name yours with --data '
-                       f'DIRECTORY; {_LAYOUT}')
+        raise RunError(
+            f'there is no directory {root.absolute()} with your data: name yours with --data DIRECTORY; {_LAYOUT}'
+        )
     for dataset in datasets.values():
         dataset.data_root = str(root)
     classes = _READERS[kind](cfg, root, datasets)
@@ -62,22 +65,24 @@ def _innermost(dataset: ConfigDict) -> ConfigDict:
 # --- COCO format -----------------------------------------------------------------------------------
 
 
-def _coco(cfg: Config, root: Path, datasets: Dict[str, ConfigDict]) -> List[str]:
+def _coco(cfg: Config, root: Path, datasets: dict[str, ConfigDict]) -> list[str]:
     if 'Panoptic' in datasets['train'].type:
-        raise RunError('classes_from=\'coco\' reads boxes and masks, not panoptic annotations: choose another config')
+        raise RunError("classes_from='coco' reads boxes and masks, not panoptic annotations: choose another config")
     classes = {part: _categories(root / dataset.ann_file, dataset) for part, dataset in datasets.items()}
     for part in ('val', 'test'):
         # mmdet numbers labels in the order of the file.
         if classes[part] != classes['train']:
-            raise RunError(f'{root / datasets[part].ann_file} lists the categories {classes[part]}, but the training '
-                           f'annotations {classes["train"]}: both must list the same in the same order')
+            raise RunError(
+                f'{root / datasets[part].ann_file} lists the categories {classes[part]}, but the training '
+                f'annotations {classes["train"]}: both must list the same in the same order'
+            )
         for metric in _dicts(cfg.get(f'{part}_evaluator')):
             if 'ann_file' in metric:
                 metric.ann_file = str(root / datasets[part].ann_file)
     return classes['train']
 
 
-def _categories(path: Path, dataset: ConfigDict) -> List[str]:
+def _categories(path: Path, dataset: ConfigDict) -> list[str]:
     _require(path)
     try:
         annotations = json.loads(path.read_text())
@@ -90,15 +95,17 @@ def _categories(path: Path, dataset: ConfigDict) -> List[str]:
     if any(transform.get('with_mask') for transform in dataset.pipeline):
         without = sum(not annotation.get('segmentation') for annotation in objects)
         if without:
-            raise RunError(f'{without} of {len(objects)} annotations in {path} have no segmentation, but the config '
-                           f'learns masks: choose a detector of boxes, such as configs/retinanet_dat_t_1x_coco.py')
+            raise RunError(
+                f'{without} of {len(objects)} annotations in {path} have no segmentation, but the config '
+                f'learns masks: choose a detector of boxes, such as configs/retinanet_dat_t_1x_coco.py'
+            )
     return names
 
 
 # --- images and label maps -------------------------------------------------------------------------
 
 
-def _label_maps(cfg: Config, root: Path, datasets: Dict[str, ConfigDict]) -> List[str]:
+def _label_maps(cfg: Config, root: Path, datasets: dict[str, ConfigDict]) -> list[str]:
     maps = {part: _pair(root, dataset) for part, dataset in datasets.items()}
     for node in _dicts([cfg.get(key) for key in cfg if key.endswith(('_pipeline', '_dataloader'))]):
         if 'reduce_zero_label' in node:
@@ -109,14 +116,16 @@ def _label_maps(cfg: Config, root: Path, datasets: Dict[str, ConfigDict]) -> Lis
         step = -(-len(maps['train']) // CHECKED_MAPS)
         largest, path = _largest_label(maps['train'][::step])
         if largest >= len(classes):
-            raise RunError(f'{path} has the label {largest}, but {names} names only {len(classes)} classes, from label '
-                           f'0 on: add names, or mark what belongs to no class with {IGNORED_LABEL}')
+            raise RunError(
+                f'{path} has the label {largest}, but {names} names only {len(classes)} classes, from label '
+                f'0 on: add names, or mark what belongs to no class with {IGNORED_LABEL}'
+            )
         return classes
     largest, _ = _largest_label(maps['train'])
     return [f'class {label}' for label in range(largest + 1)]
 
 
-def _pair(root: Path, dataset: ConfigDict) -> List[Path]:
+def _pair(root: Path, dataset: ConfigDict) -> list[Path]:
     """The label maps of a dataset, one for each image; sets the suffix of the images."""
     images, labels = root / dataset.data_prefix.img_path, root / dataset.data_prefix.seg_map_path
     _require(images)
@@ -126,22 +135,26 @@ def _pair(root: Path, dataset: ConfigDict) -> List[Path]:
     if len(suffixes) != 1:
         found = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.items()) or 'none'
         raise RunError(f'the images in {images} must all have one suffix, such as .jpg; there are: {found}')
-    dataset.img_suffix, = suffixes
+    (dataset.img_suffix,) = suffixes
     maps = [(labels / path.relative_to(images)).with_suffix(dataset.seg_map_suffix) for path in files]
     missing = [path for path in maps if not path.is_file()]
     if missing:
-        raise RunError(f'{len(missing)} of {len(maps)} images in {images} have no label map; the first that is '
-                       f'missing is {missing[0]}')
+        raise RunError(
+            f'{len(missing)} of {len(maps)} images in {images} have no label map; the first that is '
+            f'missing is {missing[0]}'
+        )
     return maps
 
 
-def _largest_label(paths: List[Path]) -> Any:
+def _largest_label(paths: list[Path]) -> Any:
     largest, where = -1, None
     for path in paths:
         labels = mmcv.imread(str(path), flag='unchanged', backend='pillow')
         if labels.ndim != 2:
-            raise RunError(f'{path} is a colour picture, not a label map: it must have one channel, with the number '
-                           f'of a class at each pixel')
+            raise RunError(
+                f'{path} is a colour picture, not a label map: it must have one channel, with the number '
+                f'of a class at each pixel'
+            )
         labels = labels[labels != IGNORED_LABEL]
         if labels.size and labels.max() > largest:
             largest, where = int(labels.max()), path
@@ -153,7 +166,7 @@ def _largest_label(paths: List[Path]) -> Any:
 # --- a folder per class ----------------------------------------------------------------------------
 
 
-def _class_folders(cfg: Config, root: Path, datasets: Dict[str, ConfigDict]) -> List[str]:
+def _class_folders(cfg: Config, root: Path, datasets: dict[str, ConfigDict]) -> list[str]:
     folders = {}
     for part, dataset in datasets.items():
         path = root / dataset.split
@@ -162,8 +175,10 @@ def _class_folders(cfg: Config, root: Path, datasets: Dict[str, ConfigDict]) -> 
         if not folders[part]:
             raise RunError(f'{path} has no folders, one for each class: {_LAYOUT}')
         if folders[part] != folders['train']:
-            raise RunError(f'{path} has the folders {folders[part]}, but {root / datasets["train"].split} has '
-                           f'{folders["train"]}: both must have a folder for each class')
+            raise RunError(
+                f'{path} has the folders {folders[part]}, but {root / datasets["train"].split} has '
+                f'{folders["train"]}: both must have a folder for each class'
+            )
     return folders['train']
 
 

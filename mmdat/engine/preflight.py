@@ -2,9 +2,11 @@
 
 Without them a wrong path shows up as a traceback from a data-loading worker, minutes after the start.
 """
+
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator, Optional, Tuple
+from typing import Any, Optional
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -20,13 +22,22 @@ class RunError(RuntimeError):
 # Part of a path, then what to do about it when it is missing.
 _SOURCES = [
     ('shapes', 'make the demo data with python tools/make_shapes.py'),
-    ('coco', 'get COCO 2017 from https://cocodataset.org and put it there or change data_root, or try the config on '
-     'the demo data: python tools/make_shapes.py, then --override configs/demo/on_shapes_coco.py'),
-    ('ade', 'get ADE20K (ADEChallengeData2016) from https://groups.csail.mit.edu/vision/datasets/ADE20K and put it '
-     'there or change data_root, or try the config on the demo data: python tools/make_shapes.py, then --override '
-     'configs/demo/on_shapes_ade20k.py'),
-    ('imagenet', 'get ImageNet-1K from https://image-net.org and put it there or change data_root, or try the config '
-     'on the demo data: python tools/make_shapes.py, then --override configs/demo/on_shapes_in1k.py'),
+    (
+        'coco',
+        'get COCO 2017 from https://cocodataset.org and put it there or change data_root, or try the config on '
+        'the demo data: python tools/make_shapes.py, then --override configs/demo/on_shapes_coco.py',
+    ),
+    (
+        'ade',
+        'get ADE20K (ADEChallengeData2016) from https://groups.csail.mit.edu/vision/datasets/ADE20K and put it '
+        'there or change data_root, or try the config on the demo data: python tools/make_shapes.py, then --override '
+        'configs/demo/on_shapes_ade20k.py',
+    ),
+    (
+        'imagenet',
+        'get ImageNet-1K from https://image-net.org and put it there or change data_root, or try the config '
+        'on the demo data: python tools/make_shapes.py, then --override configs/demo/on_shapes_in1k.py',
+    ),
 ]
 
 
@@ -52,7 +63,7 @@ def check_run(cfg: Config, training: bool) -> None:
             _check_path(metric.get('ann_file'), None, f'{part}_evaluator needs the annotation file')
     if training:
         for checkpoint in _pretrained(cfg.model):
-            _check_checkpoint(checkpoint, "init_cfg of the model needs the checkpoint")
+            _check_checkpoint(checkpoint, 'init_cfg of the model needs the checkpoint')
     if cfg.get('load_from'):
         _check_checkpoint(cfg.load_from, 'the run needs the checkpoint')
         if not cfg.get('resume'):
@@ -60,8 +71,10 @@ def check_run(cfg: Config, training: bool) -> None:
     elif training and cfg.get('resume'):
         latest = find_latest_checkpoint(cfg.work_dir)
         if latest is not None and not os.path.isfile(latest):
-            raise RunError(f'cannot resume: {os.path.abspath(cfg.work_dir)}/last_checkpoint names {latest}, which does '
-                           f'not exist; name another checkpoint with --resume PATH')
+            raise RunError(
+                f'cannot resume: {os.path.abspath(cfg.work_dir)}/last_checkpoint names {latest}, which does '
+                f'not exist; name another checkpoint with --resume PATH'
+            )
 
 
 def check_amp(cfg: Config) -> None:
@@ -71,14 +84,16 @@ def check_amp(cfg: Config) -> None:
         RunError: On a machine without a GPU.
     """
     if cfg.optim_wrapper.type == 'AmpOptimWrapper' and get_device() == 'cpu':
-        raise RunError('mixed precision (--amp, or AmpOptimWrapper in the config) needs a GPU, and torch sees none: '
-                       'leave it out to train in full precision')
+        raise RunError(
+            'mixed precision (--amp, or AmpOptimWrapper in the config) needs a GPU, and torch sees none: '
+            'leave it out to train in full precision'
+        )
 
 
-def _parts(cfg: Config, training: bool) -> Tuple[str, ...]:
+def _parts(cfg: Config, training: bool) -> tuple[str, ...]:
     if not training:
-        return ('test', )
-    return ('train', 'val') if cfg.get('val_cfg') is not None else ('train', )
+        return ('test',)
+    return ('train', 'val') if cfg.get('val_cfg') is not None else ('train',)
 
 
 def _check_dataset(dataset: Any, name: str) -> None:
@@ -146,8 +161,10 @@ def _remedy(path: str) -> str:
 
 def _check_checkpoint(path: str, needs: str) -> None:
     if '://' not in path and not os.path.isfile(os.path.expanduser(path)):
-        raise RunError(f'{needs} {os.path.abspath(os.path.expanduser(path))}, which does not exist: put the file '
-                       f'there or correct the path')
+        raise RunError(
+            f'{needs} {os.path.abspath(os.path.expanduser(path))}, which does not exist: put the file '
+            f'there or correct the path'
+        )
 
 
 def _check_whole_model(path: str) -> None:
@@ -160,6 +177,8 @@ def _check_whole_model(path: str) -> None:
         return  # More than tensors, as MMEngine saves it: no official file.
     weights = checkpoint.get('model', checkpoint)
     if isinstance(weights, dict) and is_official(weights):
-        raise RunError(f'{path} holds only a backbone in the official layout, not the whole model: load it into the '
-                       f'backbone with --cfg-options model.backbone.init_cfg.type=Pretrained '
-                       f'model.backbone.init_cfg.checkpoint={path}')
+        raise RunError(
+            f'{path} holds only a backbone in the official layout, not the whole model: load it into the '
+            f'backbone with --cfg-options model.backbone.init_cfg.type=Pretrained '
+            f'model.backbone.init_cfg.checkpoint={path}'
+        )

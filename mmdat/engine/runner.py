@@ -1,9 +1,10 @@
 """What tools/train.py and tools/test.py do: from a config and options to a run of MMEngine's Runner."""
+
 import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Optional
 
 import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
@@ -25,15 +26,18 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--override',
         metavar='FILE',
-        help='a config file merged over CONFIG; num_classes at its top level replaces every num_classes of the model')
+        help='a config file merged over CONFIG; num_classes at its top level replaces every num_classes of the model',
+    )
     parser.add_argument(
-        '--data', metavar='DIR', help='the directory of your data, for --override configs/own_data/… (its data_root)')
+        '--data', metavar='DIR', help='the directory of your data, for --override configs/own_data/… (its data_root)'
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
         metavar='KEY=VALUE',
-        help='entries of the config to change, such as train_dataloader.batch_size=4')
+        help='entries of the config to change, such as train_dataloader.batch_size=4',
+    )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
@@ -53,8 +57,10 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     data = vars(args).get('data')
     if data and not cfg.get('classes_from'):
-        raise RunError(f'--data {data} needs --override with the layout of your data, one of configs/own_data, such as '
-                       f'--override configs/own_data/coco_folder.py')
+        raise RunError(
+            f'--data {data} needs --override with the layout of your data, one of configs/own_data, such as '
+            f'--override configs/own_data/coco_folder.py'
+        )
     if cfg.get('classes_from'):
         cfg.data_root = data or str(cfg.data_root)  # MMEngine makes a number of data_root=2024
         _set_num_classes(cfg, len(complete_config(cfg)))
@@ -87,8 +93,10 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
         cfg.load_from = None if resume == 'auto' else resume
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
-            raise RunError('--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
-                           'size that its learning rate is meant for')
+            raise RunError(
+                '--auto-scale-lr needs auto_scale_lr=dict(base_batch_size=...) in the config: the batch '
+                'size that its learning rate is meant for'
+            )
         cfg.auto_scale_lr.enable = True
     check_amp(cfg)
     check_run(cfg, training=True)
@@ -98,11 +106,9 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
     runner.train()
 
 
-def evaluate(cfg: Config,
-             checkpoint: str,
-             out: Optional[str] = None,
-             show_dir: Optional[str] = None,
-             tta: bool = False) -> Dict[str, float]:
+def evaluate(
+    cfg: Config, checkpoint: str, out: Optional[str] = None, show_dir: Optional[str] = None, tta: bool = False
+) -> dict[str, float]:
     """Evaluate a checkpoint.
 
     Args:
@@ -141,8 +147,10 @@ def run(main: Callable[[], Any]) -> None:
 
 def _read(path: str) -> Config:
     if '::' not in path and not os.path.isfile(path):
-        raise RunError(f'there is no config file {os.path.abspath(path)}: correct the path; the configs of mmdat are '
-                       f'in configs/ and configs/demo/')
+        raise RunError(
+            f'there is no config file {os.path.abspath(path)}: correct the path; the configs of mmdat are '
+            f'in configs/ and configs/demo/'
+        )
     try:
         return Config.fromfile(path)
     except FileNotFoundError as error:
@@ -190,15 +198,18 @@ def _build(cfg: Config) -> Runner:
 def _distribute_on_cpu(cfg: Config) -> None:
     """What MMEngine does for GPUs only: processes that talk through gloo, a model wrapped without device."""
     if cfg.launcher != 'pytorch':
-        raise RunError(f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use --launcher pytorch '
-                       f'(tools/dist_train.sh) on a CPU')
+        raise RunError(
+            f'--launcher {cfg.launcher} needs GPUs, and torch sees none: use --launcher pytorch '
+            f'(tools/dist_train.sh) on a CPU'
+        )
     torch.distributed.init_process_group('gloo')
     cfg.model_wrapper_cfg = dict(
         type='MMDistributedDataParallel',
         device_ids=None,
         broadcast_buffers=False,
-        find_unused_parameters=cfg.get('find_unused_parameters', False))
-    changed: List[str] = []
+        find_unused_parameters=cfg.get('find_unused_parameters', False),
+    )
+    changed: list[str] = []
 
     def to_bn(name: Any) -> Any:
         if name not in SYNC_BN:
@@ -230,7 +241,8 @@ def _save_pictures(cfg: Config, directory: str) -> None:
     elif scope == 'mmseg':
         hooks.visualization = dict(type='SegVisualizationHook', draw=True)
         cfg.visualizer = dict(
-            type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], save_dir=directory)
+            type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], save_dir=directory
+        )
     elif scope == 'mmpretrain':
         hooks.visualization = dict(type='VisualizationHook', enable=True, interval=1, out_dir=directory)
     else:

@@ -1,6 +1,7 @@
 """A hook that draws where deformable attention looks."""
+
 import os.path as osp
-from typing import Any, Dict, Optional
+from typing import Any, Optional
 
 import numpy as np
 from mmengine.dist import master_only
@@ -98,7 +99,7 @@ class _FirstInput:
         return self._image
 
 
-def _sheets(runner: Runner, image: Tensor, note: str = '') -> Dict[int, np.ndarray]:
+def _sheets(runner: Runner, image: Tensor, note: str = '') -> dict[int, np.ndarray]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     backbone = _backbone(runner)
     view = View.of_input(image[0], model.data_preprocessor, backbone.arch.generation)

@@ -1,9 +1,10 @@
 """Reading checkpoints of any origin without running code that they may contain."""
+
 import pickle
 from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Dict, Union
+from typing import Any, Union
 
 import torch
 
@@ -33,12 +34,11 @@ class _LeftOut:
 
 
 class _Unpickler(pickle.Unpickler):
-
     def find_class(self, module: str, name: str) -> Any:
         return _ALLOWED.get((module, name), _LeftOut)
 
 
-def load_weights(path: Union[str, Path]) -> Dict[str, Any]:
+def load_weights(path: Union[str, Path]) -> dict[str, Any]:
     """Read the tensors and plain values of a checkpoint.
 
     MMEngine keeps its own objects beside the weights (logs, the optimizer's state), for which

@@ -1,8 +1,11 @@
 from .dat import DAT
-from .mixers import (DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention, WindowAttention,
-                     record_sampling)
+from .mixers import DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention, WindowAttention, record_sampling
 
 __all__ = [
-    'DAT', 'DeformableAttention', 'NeighborhoodAttention', 'ShiftedWindowAttention', 'WindowAttention',
-    'record_sampling'
+    'DAT',
+    'DeformableAttention',
+    'NeighborhoodAttention',
+    'ShiftedWindowAttention',
+    'WindowAttention',
+    'record_sampling',
 ]

@@ -1,6 +1,8 @@
 """The architectures of both papers, and the check of a user's own."""
+
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Dict, Optional, Sequence, Tuple, Union
+from typing import Any, Optional, Union
 
 from .mixers.deformable import POSITION_BIASES
 
@@ -28,6 +30,7 @@ class Arch:
         position_bias: Kind of position bias of D per stage: table, fixed, dwconv, log or none.
         use_offsets: Per stage; False pools the keys in place of sampling them.
     """
+
     generation: str
     dims: Sequence[int]
     depths: Sequence[int]
@@ -36,8 +39,8 @@ class Arch:
     stage_spec: Sequence[str]
     dim_stem: Optional[int] = None
     offset_kernels: Union[int, Sequence[int]] = (9, 7, 5, 3)
-    key_strides: Union[None, int, Sequence[int]] = None
-    offset_range: Union[str, None, float, Sequence[Optional[float]]] = 'published'
+    key_strides: Union[int, Sequence[int], None] = None
+    offset_range: Union[str, float, Sequence[Optional[float]], None] = 'published'
     position_bias: Union[str, Sequence[str]] = 'table'
     use_offsets: Union[bool, Sequence[bool]] = True
 
@@ -53,36 +56,41 @@ class Arch:
                 setattr(self, field.name, self._per_stage(field.name))
         self.stage_spec = tuple(''.join(spec) for spec in self.stage_spec)
         if self.dim_stem not in (None, self.dims[0]):
-            raise ValueError(f'arch field dim_stem={self.dim_stem} differs from dims[0]={self.dims[0]}: '
-                             f'the first stage takes what the stem gives')
+            raise ValueError(
+                f'arch field dim_stem={self.dim_stem} differs from dims[0]={self.dims[0]}: '
+                f'the first stage takes what the stem gives'
+            )
         self.dim_stem = self.dims[0]
         for stage in range(NUM_STAGES):
             self._check_stage(stage)
 
     @classmethod
-    def from_dict(cls, arch: Dict[str, Any]) -> 'Arch':
+    def from_dict(cls, arch: dict[str, Any]) -> 'Arch':
         """Make and check an architecture; errors name the field and its value."""
         known = {field.name for field in fields(cls)}
         unknown = sorted(set(arch) - known)
         if unknown:
-            raise ValueError(f'arch has unknown field {unknown[0]!r}={arch[unknown[0]]!r}; '
-                             f'the fields are {", ".join(sorted(known))}')
+            raise ValueError(
+                f'arch has unknown field {unknown[0]!r}={arch[unknown[0]]!r}; the fields are {", ".join(sorted(known))}'
+            )
         missing = [f for f in ('generation', 'dims', 'depths', 'heads', 'groups', 'stage_spec') if f not in arch]
         if missing:
             raise ValueError(f'arch lacks the field {missing[0]!r}; it has {sorted(arch)}')
         return cls(**arch)
 
-    def _per_stage(self, name: str) -> Tuple:
+    def _per_stage(self, name: str) -> tuple:
         value = getattr(self, name)
         required = name in ('dims', 'depths', 'heads', 'groups', 'stage_spec')
         if isinstance(value, (list, tuple)):
             if len(value) != NUM_STAGES:
-                raise ValueError(f'arch field {name} has {len(value)} entries, not one for each of the '
-                                 f'{NUM_STAGES} stages: {value!r}')
+                raise ValueError(
+                    f'arch field {name} has {len(value)} entries, not one for each of the '
+                    f'{NUM_STAGES} stages: {value!r}'
+                )
             return tuple(value)
         if required:
             raise ValueError(f'arch field {name} must list {NUM_STAGES} stages, got {value!r}')
-        return (value, ) * NUM_STAGES
+        return (value,) * NUM_STAGES
 
     def _check_stage(self, i: int) -> None:
 
@@ -132,10 +140,10 @@ ARCHS = {
     'tiny++': {**_DATPP, 'dims': (64, 128, 256, 512), 'heads': (2, 4, 8, 16), 'groups': (1, 2, 4, 8)},
     'small++': {**_DATPP, 'dims': (96, 192, 384, 768), 'heads': (3, 6, 12, 24), 'groups': (1, 2, 3, 6)},
     'base++': {**_DATPP, **_BASE, 'groups': (2, 4, 8, 16)},
-}  # yapf: disable
+}
 
 
-def get_arch(arch: Union[str, Dict[str, Any]]) -> Arch:
+def get_arch(arch: Union[str, dict[str, Any]]) -> Arch:
     """The checked architecture of a name in :data:`ARCHS` or of a dict.
 
     Raises:

@@ -4,11 +4,12 @@ The official release saves classification models as ``{'model': state_dict}``, d
 as ``{'state_dict': {'backbone.…', 'neck.…'}}``. A :class:`mmdat.DAT` calls :func:`adapt_state_dict`
 whenever weights are loaded into it, by torch or by MMEngine, so either kind needs no conversion.
 """
+
 import pickle
 import re
 import zipfile
 from pathlib import Path
-from typing import Any, Dict, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -17,29 +18,32 @@ from torch import Tensor
 
 from .arch import ARCHS, NUM_STAGES, get_arch
 
-StateDict = Dict[str, Tensor]
+StateDict = dict[str, Tensor]
 
 TABLE = 'relative_position_bias_table'
 
 # Official key to ours, applied in this order; None drops what we compute instead of storing it.
-_RENAMES = [(re.compile(pattern), target) for pattern, target in [
-    (r'^cls_head\..*', None),
-    (r'.*\.(relative_position_index|attn_mask)$', None),
-    (r'^patch_proj\.(\d+)\.(norm\.)?', r'stem.\1.'),
-    (r'^down_projs\.(\d+)\.(\d+)\.(norm\.)?', r'downsamples.\1.\2.'),
-    (r'^norms\.(\d+)\.norm\.', r'norm\1.'),
-    (r'^cls_norm\.norm\.', f'norm{NUM_STAGES - 1}.'),
-    (r'^(stages\.\d+)\.local_perception_units\.(\d+)\.', r'\1.blocks.\2.lpu.'),
-    (r'^(stages\.\d+)\.mlps\.(\d+)\.(?:chunk\.)?linear([12])\.(?:0\.)?', r'\1.blocks.\2.mlp.fc\3.'),
-    (r'^(stages\.\d+)\.mlps\.(\d+)\.dwc\.', r'\1.blocks.\2.mlp.dwconv.'),
-    (r'^(stages\.\d+)\.attns\.(\d+)\.', r'\1.blocks.\2.mixer.'),
-    (r'\.mixer\.proj_qkv\.', '.mixer.qkv.'),
-    (r'\.mixer\.proj\.', '.mixer.proj_out.'),
-    (r'\.mixer\.conv_offset\.(\d+)\.(norm\.)?', r'.mixer.offset_net.\1.'),
-    (r'\.mixer\.(rpe_table|rpb)$', f'.mixer.{TABLE}'),
-    (r'\.mixer\.rpe_table\.(weight|bias)$', r'.mixer.bias_conv.\1'),
-    (r'\.mixer\.rpe_table\.(\d+)\.', r'.mixer.bias_mlp.\1.'),
-]]
+_RENAMES = [
+    (re.compile(pattern), target)
+    for pattern, target in [
+        (r'^cls_head\..*', None),
+        (r'.*\.(relative_position_index|attn_mask)$', None),
+        (r'^patch_proj\.(\d+)\.(norm\.)?', r'stem.\1.'),
+        (r'^down_projs\.(\d+)\.(\d+)\.(norm\.)?', r'downsamples.\1.\2.'),
+        (r'^norms\.(\d+)\.norm\.', r'norm\1.'),
+        (r'^cls_norm\.norm\.', f'norm{NUM_STAGES - 1}.'),
+        (r'^(stages\.\d+)\.local_perception_units\.(\d+)\.', r'\1.blocks.\2.lpu.'),
+        (r'^(stages\.\d+)\.mlps\.(\d+)\.(?:chunk\.)?linear([12])\.(?:0\.)?', r'\1.blocks.\2.mlp.fc\3.'),
+        (r'^(stages\.\d+)\.mlps\.(\d+)\.dwc\.', r'\1.blocks.\2.mlp.dwconv.'),
+        (r'^(stages\.\d+)\.attns\.(\d+)\.', r'\1.blocks.\2.mixer.'),
+        (r'\.mixer\.proj_qkv\.', '.mixer.qkv.'),
+        (r'\.mixer\.proj\.', '.mixer.proj_out.'),
+        (r'\.mixer\.conv_offset\.(\d+)\.(norm\.)?', r'.mixer.offset_net.\1.'),
+        (r'\.mixer\.(rpe_table|rpb)$', f'.mixer.{TABLE}'),
+        (r'\.mixer\.rpe_table\.(weight|bias)$', r'.mixer.bias_conv.\1'),
+        (r'\.mixer\.rpe_table\.(\d+)\.', r'.mixer.bias_mlp.\1.'),
+    ]
+]
 # 1x1 convolutions that are linear layers here.
 _LINEAR = re.compile(r'\.(proj_[qkv]|proj_out|fc[12]|offset_net\.3)\.weight$')
 
@@ -81,10 +85,11 @@ class CheckpointError(RuntimeError):
 
 class Signature(NamedTuple):
     """What tells one architecture from another in a state dict."""
+
     generation: str
-    dims: Tuple[int, ...]
-    heads: Tuple[Optional[int], ...]
-    mixers: Tuple[str, ...]
+    dims: tuple[int, ...]
+    heads: tuple[Optional[int], ...]
+    mixers: tuple[str, ...]
 
     @classmethod
     def of(cls, state_dict: StateDict) -> Optional['Signature']:
@@ -93,8 +98,8 @@ class Signature(NamedTuple):
         if 'stem.0.weight' not in state_dict or not all(key in state_dict for key in downsamples):
             return None
         dims = [state_dict[downsamples[0]].shape[1], *(state_dict[key].shape[0] for key in downsamples)]
-        mixers: List[str] = []
-        heads: List[Optional[int]] = []
+        mixers: list[str] = []
+        heads: list[Optional[int]] = []
         for i in range(NUM_STAGES):
             letters, count = '', None
             while f'stages.{i}.blocks.{len(letters)}.norm1.weight' in state_dict:
@@ -124,11 +129,13 @@ class Signature(NamedTuple):
     def __str__(self) -> str:
         if self.name:
             return f"arch='{self.name}'"
-        return (f'an architecture of generation {self.generation} with dims={self.dims}, heads={self.heads} '
-                f'and depths={tuple(len(m) for m in self.mixers)}')
+        return (
+            f'an architecture of generation {self.generation} with dims={self.dims}, heads={self.heads} '
+            f'and depths={tuple(len(m) for m in self.mixers)}'
+        )
 
 
-def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str = '') -> None:
+def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str = '') -> None:
     """Make the entries below ``prefix`` fit a DAT, in place; the others are not touched.
 
     Unwraps ``{'model': …}`` and ``backbone.``, renames official keys, resizes tables (bicubic), and
@@ -138,7 +145,7 @@ def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str =
     Raises:
         CheckpointError: If the weights are of another architecture; says which one they look like.
     """
-    entries = {key[len(prefix):]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
+    entries = {key[len(prefix) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(prefix)}
     entries = backbone_entries(unwrap(entries))
     own = model.state_dict()
     if is_official(entries):
@@ -147,8 +154,10 @@ def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str =
         entries = {key: value for key, value in entries.items() if '.offset_net.' not in key or key in own}
     theirs, ours = Signature.of(entries), Signature.of(own)
     if theirs is not None and theirs != ours:
-        raise CheckpointError(f'these weights are of {theirs}, but the backbone is {ours}: '
-                           f'choose the other checkpoint, or set arch of the backbone to fit it')
+        raise CheckpointError(
+            f'these weights are of {theirs}, but the backbone is {ours}: '
+            f'choose the other checkpoint, or set arch of the backbone to fit it'
+        )
     for key, value in entries.items():
         if key.endswith(TABLE) and key in own and own[key].shape != value.shape:
             entries[key] = resize_table(value, own[key].shape)
@@ -159,7 +168,7 @@ def adapt_state_dict(model: nn.Module, state_dict: Dict[str, Any], prefix: str =
     state_dict.update({prefix + key: value for key, value in entries.items()})
 
 
-def unwrap(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
+def unwrap(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """The state dict of a checkpoint, which may keep it beside other things; a state dict as it is."""
     for wrapper in ('model', 'state_dict'):
         if isinstance(checkpoint.get(wrapper), dict):
@@ -167,9 +176,9 @@ def unwrap(checkpoint: Dict[str, Any]) -> Dict[str, Any]:
     return checkpoint
 
 
-def backbone_entries(state_dict: Dict[str, Any]) -> Dict[str, Any]:
+def backbone_entries(state_dict: dict[str, Any]) -> dict[str, Any]:
     """The backbone's part of a whole model's state dict; a bare backbone's as it is."""
-    inner = {key[len('backbone.'):]: value for key, value in state_dict.items() if key.startswith('backbone.')}
+    inner = {key[len('backbone.') :]: value for key, value in state_dict.items() if key.startswith('backbone.')}
     return inner or state_dict
 
 
@@ -178,13 +187,13 @@ def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
     dtype = table.dtype
     table = table.to(torch.promote_types(dtype, torch.float32))
     if table.dim() == 2:
-        side, new_side = round(table.shape[0]**0.5), round(shape[0]**0.5)
+        side, new_side = round(table.shape[0] ** 0.5), round(shape[0] ** 0.5)
         image = table.t().reshape(1, -1, side, side)
         return F.interpolate(image, size=(new_side, new_side), mode='bicubic').flatten(2)[0].t().to(dtype)
     return F.interpolate(table[None], size=tuple(shape[1:]), mode='bicubic')[0].to(dtype)
 
 
-def load_file(path: Union[str, Path], allow_pickle: bool = False) -> Dict[str, Any]:
+def load_file(path: Union[str, Path], allow_pickle: bool = False) -> dict[str, Any]:
     """Read a checkpoint from a local file.
 
     Args:
@@ -201,8 +210,10 @@ def load_file(path: Union[str, Path], allow_pickle: bool = False) -> Dict[str, A
         checkpoint = torch.load(path, map_location='cpu', weights_only=not allow_pickle)
     except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            raise CheckpointError(f'{path} holds more than tensors and plain values, and reading it could run code: '
-                               f'if you trust where it came from, allow it with --allow-pickle') from error
+            raise CheckpointError(
+                f'{path} holds more than tensors and plain values, and reading it could run code: '
+                f'if you trust where it came from, allow it with --allow-pickle'
+            ) from error
         raise CheckpointError(f'{path} is not a readable PyTorch checkpoint: {error}') from error
     if not isinstance(checkpoint, dict):
         raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict)')

@@ -1,5 +1,7 @@
 """The DAT and DAT++ backbones."""
-from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
+
+from collections.abc import Sequence
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
@@ -59,21 +61,23 @@ class DAT(BaseModule):
         ValueError: For an arch that makes no network or an argument out of range, naming the value.
     """
 
-    def __init__(self,
-                 arch: Union[str, Dict[str, Any]] = 'tiny',
-                 img_size: Union[int, Sequence[int]] = 224,
-                 in_channels: int = 3,
-                 window_size: int = 7,
-                 out_indices: Sequence[int] = (0, 1, 2, 3),
-                 drop_path_rate: float = 0.0,
-                 drop_rate: float = 0.0,
-                 attn_drop_rate: float = 0.0,
-                 frozen_stages: int = -1,
-                 with_cp: bool = False,
-                 out_norm: bool = True,
-                 sampler: str = 'torch',
-                 attn_impl: str = 'fast',
-                 init_cfg: Optional[dict] = None):
+    def __init__(
+        self,
+        arch: Union[str, dict[str, Any]] = 'tiny',
+        img_size: Union[int, Sequence[int]] = 224,
+        in_channels: int = 3,
+        window_size: int = 7,
+        out_indices: Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        out_norm: bool = True,
+        sampler: str = 'torch',
+        attn_impl: str = 'fast',
+        init_cfg: Optional[dict] = None,
+    ):
         super().__init__(init_cfg)
         arch = get_arch(arch)
         img_size = _pair(img_size)
@@ -82,13 +86,17 @@ class DAT(BaseModule):
             raise ValueError(f'img_size must be at least {MIN_SIZE} in both directions, got {img_size}')
         if window_size < 2:
             raise ValueError(f'window_size must be at least 2, got {window_size}')
-        if not out_indices or len(set(out_indices)) < len(out_indices) or not set(out_indices) <= set(
-                range(NUM_STAGES)):
+        if (
+            not out_indices
+            or len(set(out_indices)) < len(out_indices)
+            or not set(out_indices) <= set(range(NUM_STAGES))
+        ):
             raise ValueError(f'out_indices must name different stages from 0 to {NUM_STAGES - 1}, got {out_indices}')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES}, got {frozen_stages}')
-        for name, rate in dict(drop_path_rate=drop_path_rate, drop_rate=drop_rate,
-                               attn_drop_rate=attn_drop_rate).items():
+        for name, rate in dict(
+            drop_path_rate=drop_path_rate, drop_rate=drop_rate, attn_drop_rate=attn_drop_rate
+        ).items():
             if not 0 <= rate < 1:
                 raise ValueError(f'{name} must be at least 0 and less than 1, got {rate}')
         self.arch = arch
@@ -104,19 +112,27 @@ class DAT(BaseModule):
         drop_paths = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         self.stages = nn.ModuleList()
         for i in range(NUM_STAGES):
-            mixers = _mixers(arch, i, [side // 4 // 2**i for side in img_size], window_size, sampler, attn_impl,
-                             drop_rate, attn_drop_rate)
+            mixers = _mixers(
+                arch,
+                i,
+                [side // 4 // 2**i for side in img_size],
+                window_size,
+                sampler,
+                attn_impl,
+                drop_rate,
+                attn_drop_rate,
+            )
             self.stages.append(
-                Stage([
-                    Block(arch.dims[i], mixer, drop_paths.pop(0), drop_rate, conv, with_cp) for mixer in mixers
-                ]))
+                Stage([Block(arch.dims[i], mixer, drop_paths.pop(0), drop_rate, conv, with_cp) for mixer in mixers])
+            )
         self.downsamples = nn.ModuleList(
-            _downsample(arch.dims[i], arch.dims[i + 1], conv) for i in range(NUM_STAGES - 1))
+            _downsample(arch.dims[i], arch.dims[i + 1], conv) for i in range(NUM_STAGES - 1)
+        )
         for i in out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(arch.dims[i]) if out_norm else nn.Identity())
         self._freeze_stages()
 
-    def forward(self, x: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)`` to a tuple of NCHW maps in the order of ``out_indices``.
 
         Stage i has stride ``4 * 2**i``; sides that are no multiples are cut (DAT) or rounded up (DAT++).
@@ -125,8 +141,10 @@ class DAT(BaseModule):
             ValueError: If the image is smaller than 32 pixels in a direction.
         """
         if min(x.shape[2:]) < MIN_SIZE:
-            raise ValueError(f'the image must have at least {MIN_SIZE}x{MIN_SIZE} pixels, got '
-                             f'{x.shape[2]}x{x.shape[3]}: pad or resize it')
+            raise ValueError(
+                f'the image must have at least {MIN_SIZE}x{MIN_SIZE} pixels, got '
+                f'{x.shape[2]}x{x.shape[3]}: pad or resize it'
+            )
         maps = {}
         x = self.stem(x)
         for i, stage in enumerate(self.stages):
@@ -145,7 +163,7 @@ class DAT(BaseModule):
             part.eval()
         return self
 
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> Tuple[int, int]:
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay; called as mmpretrain's backbones are.
 
         Args:
@@ -160,26 +178,26 @@ class DAT(BaseModule):
         last = num_depths - 1
         if not param_name.startswith(prefix):
             return last, num_depths
-        part, *rest = param_name[len(prefix):].split('.')
+        part, *rest = param_name[len(prefix) :].split('.')
         if part == 'stem':
             return 0, num_depths
         if part == 'stages':  # stages.{stage}.blocks.{block}
-            return sum(self.arch.depths[:int(rest[0])]) + int(rest[2]) + 1, num_depths
+            return sum(self.arch.depths[: int(rest[0])]) + int(rest[2]) + 1, num_depths
         if part == 'downsamples':
-            return sum(self.arch.depths[:int(rest[0]) + 1]), num_depths
+            return sum(self.arch.depths[: int(rest[0]) + 1]), num_depths
         return last, num_depths
 
-    def _frozen_parts(self) -> List[nn.Module]:
+    def _frozen_parts(self) -> list[nn.Module]:
         if self.frozen_stages < 0:
             return []
-        return [self.stem, *self.stages[:self.frozen_stages], *self.downsamples[:self.frozen_stages]]
+        return [self.stem, *self.stages[: self.frozen_stages], *self.downsamples[: self.frozen_stages]]
 
     def _freeze_stages(self) -> None:
         for part in self._frozen_parts():
             part.requires_grad_(False)
             part.eval()
 
-    def _load_from_state_dict(self, state_dict: Dict[str, Tensor], prefix: str, *args) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args) -> None:
         """Take official checkpoints, and tables of other sizes, whichever way they are loaded."""
         adapt_state_dict(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -188,7 +206,7 @@ class DAT(BaseModule):
 class Stage(nn.Module):
     """The blocks between two downsamplings."""
 
-    def __init__(self, blocks: List['Block']):
+    def __init__(self, blocks: list['Block']):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
@@ -237,8 +255,12 @@ def _stem(in_channels: int, dim: int, conv: bool) -> nn.Sequential:
     if not conv:
         return nn.Sequential(nn.Conv2d(in_channels, dim, 4, 4), LayerNorm2d(dim))
     return nn.Sequential(
-        nn.Conv2d(in_channels, dim // 2, 3, 2, 1), LayerNorm2d(dim // 2), nn.GELU(), nn.Conv2d(dim // 2, dim, 3, 2, 1),
-        LayerNorm2d(dim))
+        nn.Conv2d(in_channels, dim // 2, 3, 2, 1),
+        LayerNorm2d(dim // 2),
+        nn.GELU(),
+        nn.Conv2d(dim // 2, dim, 3, 2, 1),
+        LayerNorm2d(dim),
+    )
 
 
 def _downsample(dim_in: int, dim_out: int, conv: bool) -> nn.Sequential:
@@ -247,15 +269,24 @@ def _downsample(dim_in: int, dim_out: int, conv: bool) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(dim_in, dim_out, kernel, 2, padding, bias=False), LayerNorm2d(dim_out))
 
 
-def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampler: str, attn_impl: str,
-            drop_rate: float, attn_drop_rate: float) -> List[nn.Module]:
+def _mixers(
+    arch: Arch,
+    i: int,
+    map_size: Sequence[int],
+    window_size: int,
+    sampler: str,
+    attn_impl: str,
+    drop_rate: float,
+    attn_drop_rate: float,
+) -> list[nn.Module]:
     """The mixers of the blocks of stage i, by the letters of its spec."""
     common = dict(
         dim=arch.dims[i],
         num_heads=arch.heads[i],
         attn_drop_rate=attn_drop_rate,
         proj_drop_rate=drop_rate,
-        impl=attn_impl)
+        impl=attn_impl,
+    )
     make = {
         'L': lambda: WindowAttention(window_size=window_size, **common),
         'S': lambda: ShiftedWindowAttention(window_size=window_size, **common),
@@ -270,11 +301,12 @@ def _mixers(arch: Arch, i: int, map_size: Sequence[int], window_size: int, sampl
             position_bias=arch.position_bias[i],
             use_offsets=arch.use_offsets[i],
             sampler=sampler,
-            **common),
+            **common,
+        ),
     }
     return [make[letter]() for letter in arch.stage_spec[i]]
 
 
-def _pair(size: Union[int, Sequence[int]]) -> Tuple[int, int]:
+def _pair(size: Union[int, Sequence[int]]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     return height, width

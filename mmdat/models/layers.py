@@ -2,6 +2,7 @@
 
 Inside the network maps are channels-last in memory, where these layers need no copies.
 """
+
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor

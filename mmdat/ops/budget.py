@@ -1,4 +1,5 @@
 """How much the fast forms may hold at a time."""
+
 import os
 from typing import Optional
 

@@ -1,4 +1,5 @@
 """Sampling a feature map at deformed positions (DAT, section 3.2, eq. 3)."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,8 +46,8 @@ def _sample_torch(x: Tensor, position: Tensor) -> Tensor:
 def _sample_mmcv(x: Tensor, position: Tensor) -> Tensor:
     # The operator wants values as (batch, pixels, heads, channels) and locations as (x, y) in
     # [0, 1] over the *area* of the map (align_corners=False): pixel i has its centre at (i + 0.5) / size.
-    from mmcv.ops.multi_scale_deform_attn import (MultiScaleDeformableAttnFunction,
-                                                  multi_scale_deformable_attn_pytorch)
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
+
     height, width = x.shape[-2:]
     key_height, key_width = position.shape[1:3]
     size = position.new_tensor([width, height])

@@ -1,5 +1,6 @@
 """What the fast forms of all operators share."""
-from typing import Any, Optional, Tuple
+
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -34,11 +35,13 @@ class RefuseSecondDerivative(Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, name: str, count: int, *tensors: Optional[Tensor]) -> Tuple[Optional[Tensor], ...]:
+    def forward(ctx: Any, name: str, count: int, *tensors: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
         ctx.name = name
         return tensors[:count]
 
     @staticmethod
     def backward(ctx: Any, *_: Optional[Tensor]):
-        raise RuntimeError(f"the fast form of {ctx.name} has no second derivative: use impl='naive' (attn_impl='naive' "
-                           'of the backbone)')
+        raise RuntimeError(
+            f"the fast form of {ctx.name} has no second derivative: use impl='naive' (attn_impl='naive' "
+            'of the backbone)'
+        )

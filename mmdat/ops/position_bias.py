@@ -6,6 +6,7 @@ queries in those rows of the query map to all keys, ``(B or 1, heads, rows * W, 
 
 Positions are (y, x), normalised so that -1 and 1 are the borders of the map.
 """
+
 import math
 from typing import NamedTuple, Union
 
@@ -26,6 +27,7 @@ class TableBias(NamedTuple):
         even: Whether the queries are known to be at most ``2 / (H - 1)`` and ``2 / (W - 1)`` apart, as those
             evenly spaced within the map are: a tile of them then reads a part of the table only.
     """
+
     table: Tensor
     position: Tensor
     query_y: Tensor
@@ -55,6 +57,7 @@ class LogBias(NamedTuple):
         query_y: Row positions of the queries ``(H,)``.
         query_x: Column positions of the queries ``(W,)``.
     """
+
     weight1: Tensor
     bias1: Tensor
     weight2: Tensor
@@ -81,6 +84,7 @@ class FixedBias(NamedTuple):
         query_size: ``(H, W)`` of the query map.
         num_keys: ``N``.
     """
+
     table: Tensor
     query_size: tuple
     num_keys: int
@@ -92,7 +96,7 @@ class FixedBias(NamedTuple):
     def rows(self, start: int, stop: int) -> Tensor:
         height, width = self.query_size
         if self.table.shape[1:] == (height * width, self.num_keys):
-            return self.table[None, :, start * width:stop * width]
+            return self.table[None, :, start * width : stop * width]
         # Bilinear interpolation is separable: first the rows that are asked for, then all columns.
         step = (self.table.shape[1] - 1) / max(height * width - 1, 1)
         row = torch.arange(start * width, stop * width, dtype=self.table.dtype, device=self.table.device) * step

@@ -3,5 +3,11 @@ from .sheets import attention_sheets, layer_names, save_sheets
 from .view import View, position_to_pixel
 
 __all__ = [
-    'LayerAttention', 'View', 'attention_sheets', 'layer_names', 'position_to_pixel', 'record_attention', 'save_sheets'
+    'LayerAttention',
+    'View',
+    'attention_sheets',
+    'layer_names',
+    'position_to_pixel',
+    'record_attention',
+    'save_sheets',
 ]

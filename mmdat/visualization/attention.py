@@ -1,7 +1,9 @@
 """The attention weights of deformable layers, for analysis; the layers themselves never hold them all."""
+
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Dict, Iterator, List, Optional, Tuple
+from typing import Optional
 
 import torch
 import torch.nn as nn
@@ -26,6 +28,7 @@ class LayerAttention:
         num_heads: Heads; head j belongs to group ``j // (num_heads / G)``.
         key_stride: Cells of the map per key, along each axis.
     """
+
     query: Tensor
     key: Tensor
     bias: Optional[PositionBias]
@@ -39,12 +42,12 @@ class LayerAttention:
         query, key = [
             x.to(dtype).flatten(2).unflatten(1, (self.num_heads, -1)) for x in (self.query[:, :, start:stop], self.key)
         ]
-        scores = query.transpose(2, 3) @ key * query.shape[2]**-0.5
+        scores = query.transpose(2, 3) @ key * query.shape[2] ** -0.5
         if self.bias is not None:
             scores = scores + self.bias.rows(start, stop)
         return scores.softmax(-1)
 
-    def chunks(self, chunk_bytes: Optional[int] = None) -> Iterator[Tuple[int, int]]:
+    def chunks(self, chunk_bytes: Optional[int] = None) -> Iterator[tuple[int, int]]:
         """Ranges of rows that together are the whole map, a budget of scores each; see :mod:`mmdat.ops.budget`."""
         batch, _, height, width = self.query.shape
         row = batch * self.num_heads * width * self.key[0, 0].numel()
@@ -82,7 +85,7 @@ class LayerAttention:
 
 
 @contextmanager
-def record_attention(model: nn.Module) -> Iterator[Dict[str, List[LayerAttention]]]:
+def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention]]]:
     """Record what the attention of every deformable layer of a model follows from while the ``with`` block runs.
 
     Forward passes return what they always return. Layers that pool in place of sampling are left out.
@@ -98,7 +101,7 @@ def record_attention(model: nn.Module) -> Iterator[Dict[str, List[LayerAttention
     Yields:
         A dict from the layer's name in ``model`` to its :class:`LayerAttention`, one per call of the layer.
     """
-    records: Dict[str, List[LayerAttention]] = {}
+    records: dict[str, list[LayerAttention]] = {}
     with ExitStack() as stack:
         points = stack.enter_context(record_sampling(model))
         for name, layer in model.named_modules():
@@ -109,7 +112,7 @@ def record_attention(model: nn.Module) -> Iterator[Dict[str, List[LayerAttention
         yield records
 
 
-def _watch(layer: DeformableAttention, points: List[SamplingPoints], record: List[LayerAttention]) -> List:
+def _watch(layer: DeformableAttention, points: list[SamplingPoints], record: list[LayerAttention]) -> list:
     projected = {}
 
     def keep(name: str):
@@ -119,8 +122,7 @@ def _watch(layer: DeformableAttention, points: List[SamplingPoints], record: Lis
         query, position = projected['query'], points[-1].position.detach()
         with torch.no_grad():
             bias = layer.score_bias(query, position)
-        record.append(
-            LayerAttention(query, projected['key'], bias, points[-1], layer.num_heads, layer.stride))
+        record.append(LayerAttention(query, projected['key'], bias, points[-1], layer.num_heads, layer.stride))
 
     return [
         layer.proj_q.register_forward_hook(keep('query')),

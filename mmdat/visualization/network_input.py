@@ -1,7 +1,8 @@
 """From a config and an image file to the backbone, its input in testing, and the way back to the image's pixels."""
+
 import importlib
 from pathlib import Path
-from typing import Any, List, Optional, Tuple, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 import torch
@@ -20,11 +21,11 @@ from .view import View
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 # Transforms of test pipelines that change the size of the image. Pads add pixels on the right and at the bottom.
 _RESIZES = ('Resize', 'ResizeEdge', 'ResizeShortestEdge', 'ResizeToMultiple', 'FixScaleResize')
-_CROPS = ('CenterCrop', )
-_PADS = ('Pad', )
+_CROPS = ('CenterCrop',)
+_PADS = ('Pad',)
 
 
-def load_backbone(cfg: Config, checkpoint: Optional[str] = None) -> Tuple[DAT, bool]:
+def load_backbone(cfg: Config, checkpoint: Optional[str] = None) -> tuple[DAT, bool]:
     """The backbone of a config, in eval mode, and whether its weights are trained.
 
     Weights are those of the checkpoint, or without one those that the config's ``init_cfg`` names.
@@ -48,7 +49,7 @@ def load_backbone(cfg: Config, checkpoint: Optional[str] = None) -> Tuple[DAT, b
     return backbone, bool(checkpoint)
 
 
-def _pretrained(init_cfg: Union[None, dict, List[dict]]) -> Optional[str]:
+def _pretrained(init_cfg: Union[dict, list[dict], None]) -> Optional[str]:
     """The checkpoint that ``init_cfg`` of a backbone names, if any."""
     init_cfgs = init_cfg if isinstance(init_cfg, (list, tuple)) else [init_cfg or {}]
     return next((one.get('checkpoint') for one in init_cfgs if one.get('type') == 'Pretrained'), None)
@@ -71,11 +72,12 @@ def _load(backbone: DAT, path: str) -> None:
     # Only the output norms may be missing: those of classifiers are not those of detectors.
     missing = [key for key in missing if not key.startswith('norm')]
     if missing:
-        raise CheckpointError(f'{path} lacks weights of the backbone, such as {missing[0]}: choose a checkpoint of '
-                              f'this config')
+        raise CheckpointError(
+            f'{path} lacks weights of the backbone, such as {missing[0]}: choose a checkpoint of this config'
+        )
 
 
-def network_input(cfg: Config, path: Union[str, Path], convention: str) -> Tuple[Tensor, View]:
+def network_input(cfg: Config, path: Union[str, Path], convention: str) -> tuple[Tensor, View]:
     """What the backbone gets for an image in testing, ``(1, 3, H, W)``, and the view of it over the original image.
 
     The config's test pipeline and data preprocessor are applied, annotations left out.
@@ -107,7 +109,7 @@ def network_input(cfg: Config, path: Union[str, Path], convention: str) -> Tuple
     return inputs, View(picture, tuple(inputs.shape[2:]), convention, tuple(scale), tuple(shift))
 
 
-def _test_pipeline(cfg: Config) -> List[Any]:
+def _test_pipeline(cfg: Config) -> list[Any]:
     """The transforms of the test data; the first loads the image."""
     dataset = cfg.get('test_dataloader', {}).get('dataset', {})
     while 'pipeline' not in dataset:
@@ -119,8 +121,9 @@ def _test_pipeline(cfg: Config) -> List[Any]:
     return [transform for transform in transforms if 'Annotations' not in type(transform).__name__]
 
 
-def _follow(transform: Any, before: np.ndarray, after: np.ndarray, scale: np.ndarray,
-            shift: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _follow(
+    transform: Any, before: np.ndarray, after: np.ndarray, scale: np.ndarray, shift: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Scale and shift of :class:`View` behind a transform, from those in front of it and the two image sizes."""
     name = type(transform).__name__
     if name in _RESIZES:
@@ -129,8 +132,10 @@ def _follow(transform: Any, before: np.ndarray, after: np.ndarray, scale: np.nda
         return scale, shift - np.round((before - after) / 2)
     if name in _PADS or (before == after).all():
         return scale, shift
-    raise RunError(f'the test pipeline has {name}, and where that moves pixels is not known: use '
-                   f'{", ".join(_RESIZES + _CROPS + _PADS)}')
+    raise RunError(
+        f'the test pipeline has {name}, and where that moves pixels is not known: use '
+        f'{", ".join(_RESIZES + _CROPS + _PADS)}'
+    )
 
 
 def _preprocess(cfg: Config, results: dict) -> Tensor:

@@ -1,6 +1,8 @@
 """The three pictures of one deformable layer: where it samples, what queries attend to, what receives attention."""
+
 import math
-from typing import Sequence, Tuple
+from collections.abc import Sequence
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,7 @@ from .attention import LayerAttention
 from .view import View
 
 DASH = 1.5  # in widths of the line
+
 
 def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPoints, max_points: int = 600) -> None:
     """Reference points as crosses, offsets as arrows, sampled points as dots, in one colour per offset group.
@@ -35,10 +38,28 @@ def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPo
     for group, target in enumerate(end):
         move = target - start
         axes.quiver(
-            start[:, 1], start[:, 0], move[:, 1], move[:, 0], color=f'C{group % 10}', angles='xy', scale_units='xy',
-            scale=1, width=0.0025, headwidth=4, alpha=0.7)
-        axes.scatter(target[:, 1], target[:, 0], s=14, color=f'C{group % 10}', edgecolors='black', linewidths=0.4,
-                     label=f'group {group + 1}', zorder=3)
+            start[:, 1],
+            start[:, 0],
+            move[:, 1],
+            move[:, 0],
+            color=f'C{group % 10}',
+            angles='xy',
+            scale_units='xy',
+            scale=1,
+            width=0.0025,
+            headwidth=4,
+            alpha=0.7,
+        )
+        axes.scatter(
+            target[:, 1],
+            target[:, 0],
+            s=14,
+            color=f'C{group % 10}',
+            edgecolors='black',
+            linewidths=0.4,
+            label=f'group {group + 1}',
+            zorder=3,
+        )
     axes.scatter(start[:, 1], start[:, 0], s=14, c='black', marker='+', linewidths=0.8, label='reference')
     _legend(axes)
     shown = '' if step == 1 else f', 1 in {step * step} shown'
@@ -46,12 +67,14 @@ def draw_sampling_points(axes: Axes, view: View, stride: int, points: SamplingPo
     _frame(axes, view, start)
 
 
-def draw_queries(axes: Axes,
-                 view: View,
-                 stride: int,
-                 attention: LayerAttention,
-                 queries: Sequence[Tuple[float, float]],
-                 count: int = 20) -> None:
+def draw_queries(
+    axes: Axes,
+    view: View,
+    stride: int,
+    attention: LayerAttention,
+    queries: Sequence[tuple[float, float]],
+    count: int = 20,
+) -> None:
     """The most attended keys of some queries as circles, their area in proportion to the attention.
 
     A query is marked by a star where it is and has the colour of its circles. Attention is the mean over the heads;
@@ -76,10 +99,26 @@ def draw_queries(axes: Axes,
         colour = f'C{number % 10}'
         # Queries often share keys: each draws its own dashes of the rings, and leaves gaps for the others'.
         dashes = 'solid' if len(queries) == 1 else (number * DASH, (DASH, (len(queries) - 1) * DASH))
-        axes.scatter(position[keys, 1], position[keys, 0], s=500 * weights / largest, facecolors='none',
-                     edgecolors=colour, linewidths=2.0, linestyles=[dashes])
-        axes.scatter(query[1], query[0], s=160, color=colour, marker='*', edgecolors='white', linewidths=0.8, zorder=4,
-                     label=f'query {query[1]:g},{query[0]:g}')
+        axes.scatter(
+            position[keys, 1],
+            position[keys, 0],
+            s=500 * weights / largest,
+            facecolors='none',
+            edgecolors=colour,
+            linewidths=2.0,
+            linestyles=[dashes],
+        )
+        axes.scatter(
+            query[1],
+            query[0],
+            s=160,
+            color=colour,
+            marker='*',
+            edgecolors='white',
+            linewidths=0.8,
+            zorder=4,
+            label=f'query {query[1]:g},{query[0]:g}',
+        )
     _legend(axes)
     axes.set_title(f'most attended keys: up to {largest * len(position):.1f} x the mean')
     _frame(axes, view, position)
@@ -99,8 +138,15 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
     heat = _blur(attention.received_map()[0].float().cpu(), attention.key_stride)
     axes.imshow(view.picture.mean(-1), cmap='gray')
     heat = heat / heat.mean()
-    heat_image = axes.imshow(heat, extent=view.extent(stride), cmap='inferno', alpha=0.6, interpolation='bilinear',
-                             vmin=0, vmax=float(heat.flatten().quantile(0.98)) or float(heat.max()))
+    heat_image = axes.imshow(
+        heat,
+        extent=view.extent(stride),
+        cmap='inferno',
+        alpha=0.6,
+        interpolation='bilinear',
+        vmin=0,
+        vmax=float(heat.flatten().quantile(0.98)) or float(heat.max()),
+    )
     axes.figure.colorbar(heat_image, ax=axes, fraction=0.046, pad=0.02, extend='max')
     axes.set_title(f'attention received, up to {float(heat.max()):.1f} x the mean')
     _frame(axes, view)
@@ -108,21 +154,30 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
 
 def _blur(heat: Tensor, key_stride: int) -> Tensor:
     """Spread over one key's distance, so that evenly spaced keys of equal attention give an even picture."""
-    border = (key_stride - 1, ) * 4
+    border = (key_stride - 1,) * 4
     box = lambda x: F.avg_pool2d(x, key_stride, stride=1)  # noqa: E731
     return box(box(F.pad(heat[None], border)))[0]
 
 
 def _legend(axes: Axes) -> None:
-    axes.legend(loc='upper left', bbox_to_anchor=(0, 0), ncols=5, frameon=False, fontsize='small', columnspacing=0.8,
-                handletextpad=0.2)
+    axes.legend(
+        loc='upper left',
+        bbox_to_anchor=(0, 0),
+        ncols=5,
+        frameon=False,
+        fontsize='small',
+        columnspacing=0.8,
+        handletextpad=0.2,
+    )
 
 
-def _frame(axes: Axes, view: View, points: Tensor = torch.zeros(0, 2)) -> None:
+def _frame(axes: Axes, view: View, points: Optional[Tensor] = None) -> None:
     """Show the whole picture, the padding of the input, and points: references of DAT++ lie up to a cell outside."""
     height, width = view.picture.shape[:2]
     corners = view.to_picture(torch.tensor([[-0.5, -0.5], [side - 0.5 for side in view.input_size]]))
-    corners = torch.cat([corners, torch.tensor([[-0.5, -0.5], [height - 0.5, width - 0.5]]), points])
+    corners = torch.cat([corners, torch.tensor([[-0.5, -0.5], [height - 0.5, width - 0.5]])])
+    if points is not None:
+        corners = torch.cat([corners, points])
     (top, left), (bottom, right) = corners.amin(0).tolist(), corners.amax(0).tolist()
     axes.set_xlim(left, right)
     axes.set_ylim(bottom, top)

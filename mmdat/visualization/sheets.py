@@ -1,7 +1,9 @@
 """One picture per stage that shows what its deformable attention looks at."""
+
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Tuple, Union
+from typing import Optional, Union
 
 import mmcv
 import numpy as np
@@ -20,20 +22,23 @@ PANEL = 5.0  # inches
 DPI = 100
 
 
-def layer_names(backbone: DAT) -> List[str]:
+def layer_names(backbone: DAT) -> list[str]:
     """The layers that can be drawn: deformable attention that samples."""
     return [
-        name for name, module in backbone.named_modules()
+        name
+        for name, module in backbone.named_modules()
         if isinstance(module, DeformableAttention) and module.offset_net is not None
     ]
 
 
-def attention_sheets(backbone: DAT,
-                     inputs: Tensor,
-                     view: View,
-                     queries: Optional[Sequence[Tuple[float, float]]] = None,
-                     layers: Optional[Sequence[str]] = None,
-                     note: str = '') -> Dict[int, np.ndarray]:
+def attention_sheets(
+    backbone: DAT,
+    inputs: Tensor,
+    view: View,
+    queries: Optional[Sequence[tuple[float, float]]] = None,
+    layers: Optional[Sequence[str]] = None,
+    note: str = '',
+) -> dict[int, np.ndarray]:
     """Run a backbone on an image and draw what its deformable attention looks at, one sheet per stage.
 
     A sheet has a row per layer: the sampled points, the keys that some queries attend to most, and a heat map of the
@@ -56,7 +61,7 @@ def attention_sheets(backbone: DAT,
             backbone(inputs)
     finally:
         backbone.train(training)
-    stages: Dict[int, Dict[str, LayerAttention]] = {}
+    stages: dict[int, dict[str, LayerAttention]] = {}
     for name in layer_names(backbone) if layers is None else layers:
         stage = int(re.match(r'stages\.(\d+)\.', name)[1])
         stages.setdefault(stage, {})[name] = records[name][0]
@@ -67,11 +72,9 @@ def attention_sheets(backbone: DAT,
 
 
 @torch.no_grad()
-def draw_sheet(stage: int,
-               layers: Dict[str, LayerAttention],
-               view: View,
-               queries: Sequence[Tuple[float, float]],
-               note: str = '') -> Figure:
+def draw_sheet(
+    stage: int, layers: dict[str, LayerAttention], view: View, queries: Sequence[tuple[float, float]], note: str = ''
+) -> Figure:
     """The sheet of one stage (counted from 0), a row of three panels for each of its layers."""
     stride = 4 * 2**stage
     height, width = view.picture.shape[:2]
@@ -95,7 +98,7 @@ def render(figure: Figure) -> np.ndarray:
     return np.array(figure.canvas.buffer_rgba())[..., :3]
 
 
-def save_sheets(sheets: Dict[int, np.ndarray], directory: Union[str, Path]) -> List[Path]:
+def save_sheets(sheets: dict[int, np.ndarray], directory: Union[str, Path]) -> list[Path]:
     """Write sheets as ``stage{n}.png`` into a directory, which is made; returns the files."""
     files = []
     for stage, sheet in sheets.items():

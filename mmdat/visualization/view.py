@@ -2,16 +2,17 @@
 
 Pixels are (y, x) throughout; whole numbers are centres of pixels.
 """
+
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import List, Sequence, Tuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 
-def position_to_pixel(position: Tensor, image_size: Tuple[int, int], stride: int, convention: str) -> Tensor:
+def position_to_pixel(position: Tensor, image_size: tuple[int, int], stride: int, convention: str) -> Tensor:
     """Where normalised positions on a stage's map lie in the image that the backbone got.
 
     -1 and 1 are the centres of the map's first and last cell (``align_corners=True``). In DAT a cell is
@@ -32,7 +33,7 @@ def position_to_pixel(position: Tensor, image_size: Tuple[int, int], stride: int
     return (position + 1) / 2 * last * stride + centre
 
 
-def _cells(image_size: Sequence[int], stride: int, convention: str) -> Tuple[List[int], float]:
+def _cells(image_size: Sequence[int], stride: int, convention: str) -> tuple[list[int], float]:
     """Size of a stage's map, and the pixel that its first cell is centred on."""
     if convention == 'dat':
         return [side // stride for side in image_size], (stride - 1) / 2
@@ -51,11 +52,12 @@ class View:
         shift: (y, x), where the picture's upper left corner (not the centre of its first pixel) came to lie in the
             input; not zero after cropping.
     """
+
     picture: np.ndarray
-    input_size: Tuple[int, int]
+    input_size: tuple[int, int]
     convention: str
-    scale: Tuple[float, float] = (1.0, 1.0)
-    shift: Tuple[float, float] = (0.0, 0.0)
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
     def of_input(cls, inputs: Tensor, data_preprocessor: torch.nn.Module, convention: str) -> 'View':
@@ -75,14 +77,14 @@ class View:
         position = position.detach().float().cpu()
         return self.to_picture(position_to_pixel(position, self.input_size, stride, self.convention))
 
-    def cell(self, pixel: Sequence[float], stride: int) -> Tuple[int, int]:
+    def cell(self, pixel: Sequence[float], stride: int) -> tuple[int, int]:
         """Row and column of the cell of a stage's map that is nearest to a pixel of the picture."""
         cells, centre = _cells(self.input_size, stride, self.convention)
         index = (self.to_input(torch.tensor(pixel, dtype=torch.float64)) - centre) / stride
         row, col = [min(max(round(float(i)), 0), n - 1) for i, n in zip(index, cells)]
         return row, col
 
-    def extent(self, stride: int) -> Tuple[float, float, float, float]:
+    def extent(self, stride: int) -> tuple[float, float, float, float]:
         """Borders of a stage's map in the picture: left, right, bottom, top, as matplotlib takes them."""
         cells, centre = _cells(self.input_size, stride, self.convention)
         first = torch.tensor([centre - stride / 2] * 2)
@@ -96,7 +98,7 @@ class View:
         inside = self.to_input(torch.tensor(pixel, dtype=torch.float64))
         return all(-0.5 <= p <= side - 0.5 for p, side in zip(inside.tolist(), self.input_size))
 
-    def default_queries(self) -> List[Tuple[float, float]]:
+    def default_queries(self) -> list[tuple[float, float]]:
         """Three pixels on the diagonal of what both the picture and the input have: the centre and half way to it."""
         corners = self.to_picture(torch.tensor([[-0.5, -0.5], [side - 0.5 for side in self.input_size]]))
         first = corners[0].clamp(min=0)
@@ -115,7 +117,8 @@ def denormalise(inputs: Tensor, data_preprocessor: torch.nn.Module) -> np.ndarra
     if getattr(data_preprocessor, '_enable_normalize', False):
         image = image * data_preprocessor.std.cpu() + data_preprocessor.mean.cpu()
     # Images are loaded as BGR; the toolboxes differ in how they call the conversion.
-    converted = any(getattr(data_preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion',
-                                                                         'to_rgb'))
+    converted = any(
+        getattr(data_preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
+    )
     image = image if converted else image.flip(0)
     return image.permute(1, 2, 0).round().clamp(0, 255).byte().numpy()

@@ -7,7 +7,8 @@ train_pipeline = [
         type='RandomChoiceResize',
         scales=[int(512 * tenths * 0.1) for tenths in range(5, 21)],
         resize_type='ResizeShortestEdge',
-        max_size=2048),
+        max_size=2048,
+    ),
     *_base_.train_pipeline[3:],
 ]
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

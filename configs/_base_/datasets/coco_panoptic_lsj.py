@@ -7,12 +7,7 @@ train_pipeline = [
     dict(type='LoadPanopticAnnotations', with_bbox=True, with_mask=True, with_seg=True),
     dict(type='RandomFlip', prob=0.5),
     dict(type='RandomResize', scale=crop_size, ratio_range=(0.1, 2.0), resize_type='Resize', keep_ratio=True),
-    dict(
-        type='RandomCrop',
-        crop_size=crop_size,
-        crop_type='absolute',
-        recompute_bbox=True,
-        allow_negative_crop=True),
+    dict(type='RandomCrop', crop_size=crop_size, crop_type='absolute', recompute_bbox=True, allow_negative_crop=True),
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
@@ -34,7 +29,9 @@ train_dataloader = dict(
         ann_file='annotations/panoptic_train2017.json',
         data_prefix=dict(img='train2017/', seg='annotations/panoptic_train2017/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=32),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=2,
@@ -47,14 +44,17 @@ val_dataloader = dict(
         ann_file='annotations/panoptic_val2017.json',
         data_prefix=dict(img='val2017/', seg='annotations/panoptic_val2017/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = [
     dict(
         type='CocoPanopticMetric',
         ann_file=data_root + 'annotations/panoptic_val2017.json',
-        seg_prefix=data_root + 'annotations/panoptic_val2017/'),
+        seg_prefix=data_root + 'annotations/panoptic_val2017/',
+    ),
     dict(type='CocoMetric', ann_file=data_root + 'annotations/instances_val2017.json', metric=['bbox', 'segm']),
 ]
 test_evaluator = val_evaluator
@@ -68,5 +68,6 @@ batch_augments = [
         pad_mask=True,
         mask_pad_value=0,
         pad_seg=True,
-        seg_pad_value=255)
+        seg_pad_value=255,
+    )
 ]

@@ -17,7 +17,8 @@ train_pipeline = [
         magnitude_level=9,
         magnitude_std=0.5,
         # Images are BGR here.
-        hparams=dict(pad_val=[round(value) for value in mean[::-1]], interpolation='bicubic')),
+        hparams=dict(pad_val=[round(value) for value in mean[::-1]], interpolation='bicubic'),
+    ),
     dict(
         type='RandomErasing',
         erase_prob=0.25,
@@ -25,7 +26,8 @@ train_pipeline = [
         min_area_ratio=0.02,
         max_area_ratio=1 / 3,
         fill_color=mean[::-1],
-        fill_std=std[::-1]),
+        fill_std=std[::-1],
+    ),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
@@ -40,13 +42,15 @@ train_dataloader = dict(
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(type='ImageNet', data_root=data_root, split='train', pipeline=train_pipeline))
+    dataset=dict(type='ImageNet', data_root=data_root, split='train', pipeline=train_pipeline),
+)
 val_dataloader = dict(
     batch_size=128,
     num_workers=8,
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
-    dataset=dict(type='ImageNet', data_root=data_root, split='val', pipeline=test_pipeline))
+    dataset=dict(type='ImageNet', data_root=data_root, split='val', pipeline=test_pipeline),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='Accuracy', topk=(1, 5))

@@ -11,4 +11,5 @@ multi_scale = dict(
             dict(type='RandomCrop', crop_type='absolute_range', crop_size=(384, 600), allow_negative_crop=True),
             dict(type='RandomChoiceResize', scales=multi_scale_sizes, keep_ratio=True),
         ],
-    ])
+    ],
+)

@@ -13,7 +13,8 @@ model = dict(
         pad_mask=True,
         mask_pad_value=0,
         pad_seg=True,
-        seg_pad_value=255),
+        seg_pad_value=255,
+    ),
     backbone=dict(type='mmdat.DAT', out_indices=(0, 1, 2, 3)),
     panoptic_head=dict(
         type='Mask2FormerHead',
@@ -33,14 +34,19 @@ model = dict(
                 num_layers=6,
                 layer_cfg=dict(
                     self_attn_cfg=dict(
-                        embed_dims=256, num_heads=8, num_levels=3, num_points=4, dropout=0.0, batch_first=True),
+                        embed_dims=256, num_heads=8, num_levels=3, num_points=4, dropout=0.0, batch_first=True
+                    ),
                     ffn_cfg=dict(
                         embed_dims=256,
                         feedforward_channels=1024,
                         num_fcs=2,
                         ffn_drop=0.0,
-                        act_cfg=dict(type='ReLU', inplace=True)))),
-            positional_encoding=dict(num_feats=128, normalize=True)),
+                        act_cfg=dict(type='ReLU', inplace=True),
+                    ),
+                ),
+            ),
+            positional_encoding=dict(num_feats=128, normalize=True),
+        ),
         enforce_decoder_input_project=False,
         positional_encoding=dict(num_feats=128, normalize=True),
         transformer_decoder=dict(
@@ -54,14 +60,18 @@ model = dict(
                     feedforward_channels=2048,
                     num_fcs=2,
                     ffn_drop=0.0,
-                    act_cfg=dict(type='ReLU', inplace=True))),
-            init_cfg=None),
+                    act_cfg=dict(type='ReLU', inplace=True),
+                ),
+            ),
+            init_cfg=None,
+        ),
         loss_cls=dict(
             type='CrossEntropyLoss',
             use_sigmoid=False,
             loss_weight=2.0,
             reduction='mean',
-            class_weight=[1.0] * (num_things_classes + num_stuff_classes) + [0.1]),
+            class_weight=[1.0] * (num_things_classes + num_stuff_classes) + [0.1],
+        ),
         loss_mask=dict(type='CrossEntropyLoss', use_sigmoid=True, reduction='mean', loss_weight=5.0),
         loss_dice=dict(
             type='DiceLoss',
@@ -70,13 +80,16 @@ model = dict(
             reduction='mean',
             naive_dice=True,
             eps=1.0,
-            loss_weight=5.0)),
+            loss_weight=5.0,
+        ),
+    ),
     panoptic_fusion_head=dict(
         type='MaskFormerFusionHead',
         num_things_classes=num_things_classes,
         num_stuff_classes=num_stuff_classes,
         loss_panoptic=None,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     train_cfg=dict(
         num_points=12544,
         oversample_ratio=3.0,
@@ -87,8 +100,12 @@ model = dict(
                 dict(type='ClassificationCost', weight=2.0),
                 dict(type='CrossEntropyLossCost', weight=5.0, use_sigmoid=True),
                 dict(type='DiceCost', weight=5.0, pred_act=True, eps=1.0),
-            ]),
-        sampler=dict(type='MaskPseudoSampler')),
+            ],
+        ),
+        sampler=dict(type='MaskPseudoSampler'),
+    ),
     test_cfg=dict(
-        panoptic_on=True, semantic_on=False, instance_on=True, max_per_image=100, iou_thr=0.8, filter_low_score=True),
-    init_cfg=None)
+        panoptic_on=True, semantic_on=False, instance_on=True, max_per_image=100, iou_thr=0.8, filter_low_score=True
+    ),
+    init_cfg=None,
+)

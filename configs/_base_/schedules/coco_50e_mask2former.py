@@ -11,7 +11,8 @@ train_cfg = dict(
     max_iters=max_iters,
     val_interval=interval,
     # After the last full interval, once more at the very end.
-    dynamic_intervals=[(max_iters // interval * interval + 1, max_iters)])
+    dynamic_intervals=[(max_iters // interval * interval + 1, max_iters)],
+)
 val_cfg = dict(type='ValLoop')
 test_cfg = dict(type='TestLoop')
 

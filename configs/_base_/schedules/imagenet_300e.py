@@ -2,7 +2,8 @@
 _base_ = 'adamw.py'
 
 optim_wrapper = dict(
-    optimizer=dict(lr=1e-3, weight_decay=0.05), paramwise_cfg=dict(bias_decay_mult=0.), clip_grad=dict(max_norm=5.0))
+    optimizer=dict(lr=1e-3, weight_decay=0.05), paramwise_cfg=dict(bias_decay_mult=0.0), clip_grad=dict(max_norm=5.0)
+)
 
 max_epochs = 300
 warmup_epochs = 20
@@ -15,7 +16,8 @@ param_scheduler = [
         by_epoch=True,
         begin=warmup_epochs,
         end=max_epochs,
-        convert_to_iter_based=True),
+        convert_to_iter_based=True,
+    ),
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)

@@ -2,7 +2,8 @@
 _base_ = 'adamw.py'
 
 optim_wrapper = dict(
-    optimizer=dict(weight_decay=1e-8), paramwise_cfg=dict(bias_decay_mult=0.), clip_grad=dict(max_norm=5.0))
+    optimizer=dict(weight_decay=1e-8), paramwise_cfg=dict(bias_decay_mult=0.0), clip_grad=dict(max_norm=5.0)
+)
 
 train_cfg = dict(by_epoch=True, max_epochs=30, val_interval=1)
 val_cfg = dict()

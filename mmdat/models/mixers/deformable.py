@@ -1,14 +1,15 @@
 """Mixer D: deformable attention, the idea of the papers."""
+
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmdat.ops import (SAMPLERS, FixedBias, LogBias, TableBias, check_implementation, deform_sample,
-                       deformable_attention)
+from mmdat.ops import SAMPLERS, FixedBias, LogBias, TableBias, check_implementation, deform_sample, deformable_attention
 from mmdat.ops.position_bias import PositionBias
 from mmdat.registry import MODELS
 
@@ -25,6 +26,7 @@ class SamplingPoints(NamedTuple):
         reference: Where the points start, ``(Hk, Wk, 2)``; the same for all images and groups.
         position: Where the map was sampled, ``(B, G, Hk, Wk, 2)``.
     """
+
     offset: Tensor
     reference: Tensor
     position: Tensor
@@ -57,21 +59,23 @@ class DeformableAttention(nn.Module):
         ValueError: For values that do not go together, naming the field.
     """
 
-    def __init__(self,
-                 dim: int,
-                 num_heads: int,
-                 groups: int,
-                 map_size: Tuple[int, int] = (14, 14),
-                 kernel_size: int = 5,
-                 stride: int = 1,
-                 offset_range: Optional[float] = None,
-                 convention: str = 'dat++',
-                 position_bias: str = 'table',
-                 use_offsets: bool = True,
-                 sampler: str = 'torch',
-                 attn_drop_rate: float = 0.0,
-                 proj_drop_rate: float = 0.0,
-                 impl: str = 'fast'):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        groups: int,
+        map_size: tuple[int, int] = (14, 14),
+        kernel_size: int = 5,
+        stride: int = 1,
+        offset_range: Optional[float] = None,
+        convention: str = 'dat++',
+        position_bias: str = 'table',
+        use_offsets: bool = True,
+        sampler: str = 'torch',
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        impl: str = 'fast',
+    ):
         super().__init__()
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
@@ -101,12 +105,16 @@ class DeformableAttention(nn.Module):
         self.proj_out = Linear2d(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop_rate)
         group_dim = dim // groups
-        self.offset_net = nn.Sequential(
-            depthwise_conv(group_dim, kernel_size, stride, 0 if kernel_size == stride else kernel_size // 2),
-            LayerNorm2d(group_dim),
-            nn.GELU(),
-            Linear2d(group_dim, 2, bias=False),
-        ) if use_offsets else None
+        self.offset_net = (
+            nn.Sequential(
+                depthwise_conv(group_dim, kernel_size, stride, 0 if kernel_size == stride else kernel_size // 2),
+                LayerNorm2d(group_dim),
+                nn.GELU(),
+                Linear2d(group_dim, 2, bias=False),
+            )
+            if use_offsets
+            else None
+        )
 
         height, width = map_size
         if self.position_bias == 'table':
@@ -131,9 +139,15 @@ class DeformableAttention(nn.Module):
         else:
             position = self.sampling_positions(query)
             sampled = deform_sample(x, position, self.sampler)
-        out = deformable_attention(query, self.proj_k(sampled), self.proj_v(sampled), self.num_heads,
-                                   self.score_bias(query, position), self.attn_drop_rate if self.training else 0.0,
-                                   self.impl)
+        out = deformable_attention(
+            query,
+            self.proj_k(sampled),
+            self.proj_v(sampled),
+            self.num_heads,
+            self.score_bias(query, position),
+            self.attn_drop_rate if self.training else 0.0,
+            self.impl,
+        )
         if self.position_bias == 'dwconv':
             out = out + self.bias_conv(query)
         return self.proj_drop(self.proj_out(out))
@@ -200,7 +214,7 @@ class DeformableAttention(nn.Module):
 
 
 @contextmanager
-def record_sampling(model: nn.Module) -> Iterator[Dict[str, List[SamplingPoints]]]:
+def record_sampling(model: nn.Module) -> Iterator[dict[str, list[SamplingPoints]]]:
     """Record what every deformable layer of a model samples while the ``with`` block runs.
 
     The hook point for visualisation and analysis: forward passes return what they always return, and
@@ -218,7 +232,7 @@ def record_sampling(model: nn.Module) -> Iterator[Dict[str, List[SamplingPoints]
         A dict from the layer's name in ``model`` to its :class:`SamplingPoints`, one per call of the
         layer (with ``with_cp=True`` the backward pass calls it once more).
     """
-    records: Dict[str, List[SamplingPoints]] = {}
+    records: dict[str, list[SamplingPoints]] = {}
     layers = {name: m for name, m in model.named_modules() if isinstance(m, DeformableAttention)}
     try:
         for name, layer in layers.items():

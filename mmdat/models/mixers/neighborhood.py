@@ -1,4 +1,5 @@
 """Mixer N: attention to the neighbourhood of each pixel."""
+
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -28,18 +29,21 @@ class NeighborhoodAttention(nn.Module):
         ValueError: If ``kernel_size`` is even or ``impl`` unknown.
     """
 
-    def __init__(self,
-                 dim: int,
-                 num_heads: int,
-                 kernel_size: int = 7,
-                 attn_drop_rate: float = 0.0,
-                 proj_drop_rate: float = 0.0,
-                 impl: str = 'fast'):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: int = 7,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        impl: str = 'fast',
+    ):
         super().__init__()
         check_implementation(impl)
         if kernel_size % 2 == 0:
-            raise ValueError(f'the neighbourhood needs an odd kernel_size (window_size of the backbone), '
-                             f'got {kernel_size}')
+            raise ValueError(
+                f'the neighbourhood needs an odd kernel_size (window_size of the backbone), got {kernel_size}'
+            )
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.attn_drop_rate = attn_drop_rate
@@ -48,7 +52,8 @@ class NeighborhoodAttention(nn.Module):
         self.proj_out = Linear2d(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop_rate)
         self.relative_position_bias_table = nn.Parameter(
-            torch.zeros(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+            torch.zeros(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
+        )
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,6 +61,14 @@ class NeighborhoodAttention(nn.Module):
         height, width = x.shape[2:]
         x = F.pad(x, (0, max(self.kernel_size - width, 0), 0, max(self.kernel_size - height, 0)))
         query, key, value = self.qkv(x).chunk(3, 1)
-        x = neighborhood_attention(query, key, value, self.relative_position_bias_table, self.num_heads,
-                                   self.kernel_size, self.attn_drop_rate if self.training else 0.0, self.impl)
+        x = neighborhood_attention(
+            query,
+            key,
+            value,
+            self.relative_position_bias_table,
+            self.num_heads,
+            self.kernel_size,
+            self.attn_drop_rate if self.training else 0.0,
+            self.impl,
+        )
         return self.proj_drop(self.proj_out(x[:, :, :height, :width]))

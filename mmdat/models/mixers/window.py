@@ -1,4 +1,5 @@
 """Mixers L and S: attention within windows, and within shifted windows."""
+
 import math
 
 import torch
@@ -30,15 +31,18 @@ class WindowAttention(nn.Module):
     Raises:
         ValueError: If ``impl`` is unknown.
     """
+
     shift = 0
 
-    def __init__(self,
-                 dim: int,
-                 num_heads: int,
-                 window_size: int = 7,
-                 attn_drop_rate: float = 0.0,
-                 proj_drop_rate: float = 0.0,
-                 impl: str = 'fast'):
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        window_size: int = 7,
+        attn_drop_rate: float = 0.0,
+        proj_drop_rate: float = 0.0,
+        impl: str = 'fast',
+    ):
         super().__init__()
         check_implementation(impl)
         self.impl = impl
@@ -48,7 +52,7 @@ class WindowAttention(nn.Module):
         self.qkv = Linear2d(dim, 3 * dim)
         self.proj_out = Linear2d(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop_rate)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1)**2, num_heads))
+        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,8 +62,17 @@ class WindowAttention(nn.Module):
         rows, cols = [(side + self.window_size - 1) // self.window_size for side in (height, width)]
         x = F.pad(x, (0, cols * self.window_size - width, 0, rows * self.window_size - height))
         query, key, value = self.qkv(x).chunk(3, 1)
-        x = window_attention(query, key, value, self.relative_position_bias_table, self.num_heads, self.window_size,
-                             self.shift, self.attn_drop_rate if self.training else 0.0, self.impl)
+        x = window_attention(
+            query,
+            key,
+            value,
+            self.relative_position_bias_table,
+            self.num_heads,
+            self.window_size,
+            self.shift,
+            self.attn_drop_rate if self.training else 0.0,
+            self.impl,
+        )
         return self.proj_drop(self.proj_out(x[:, :, :height, :width]))
 
 

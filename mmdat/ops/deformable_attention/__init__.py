@@ -3,6 +3,7 @@
 ``naive.py`` is the specification. ``tiled.py`` computes the same for a table as position bias (with
 ``table_patches.py``), ``chunked.py`` for any other; both in memory linear in the number of pixels.
 """
+
 from .interface import deformable_attention
 
 __all__ = ['deformable_attention']

@@ -1,4 +1,5 @@
 """Deformable attention with any bias, some rows of queries at a time, computed again for the backward pass."""
+
 from typing import Optional
 
 import torch
@@ -9,8 +10,9 @@ from ..position_bias import PositionBias
 from .naive import attend
 
 
-def chunked_deformable_attention(query: Tensor, key: Tensor, value: Tensor, num_heads: int,
-                                 bias: Optional[PositionBias], dropout: float, scores: int) -> Tensor:
+def chunked_deformable_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[PositionBias], dropout: float, scores: int
+) -> Tensor:
     """See :func:`mmdat.ops.deformable_attention`; ``scores`` are held at a time, at least those of one row."""
     batch, _, height, width = query.shape
     rows = max(scores // (batch * num_heads * width * key.shape[2] * key.shape[3]), 1)

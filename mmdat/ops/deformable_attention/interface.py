@@ -1,4 +1,5 @@
 """The public function."""
+
 from typing import Optional
 
 import torch
@@ -13,14 +14,16 @@ from .naive import naive_deformable_attention
 from .operator import tiled_deformable_attention
 
 
-def deformable_attention(query: Tensor,
-                         key: Tensor,
-                         value: Tensor,
-                         num_heads: int,
-                         bias: Optional[PositionBias] = None,
-                         dropout: float = 0.0,
-                         impl: str = 'fast',
-                         chunk_bytes: Optional[int] = None) -> Tensor:
+def deformable_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    bias: Optional[PositionBias] = None,
+    dropout: float = 0.0,
+    impl: str = 'fast',
+    chunk_bytes: Optional[int] = None,
+) -> Tensor:
     """Multi-head attention from a feature map to sampled keys, with a position bias.
 
     Args:

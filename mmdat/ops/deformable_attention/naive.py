@@ -1,4 +1,5 @@
 """The specification: plain deformable attention, with all scores at once."""
+
 from typing import Optional
 
 import torch.nn.functional as F
@@ -7,12 +8,9 @@ from torch import Tensor
 from ..position_bias import PositionBias
 
 
-def naive_deformable_attention(query: Tensor,
-                               key: Tensor,
-                               value: Tensor,
-                               num_heads: int,
-                               bias: Optional[PositionBias] = None,
-                               dropout: float = 0.0) -> Tensor:
+def naive_deformable_attention(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[PositionBias] = None, dropout: float = 0.0
+) -> Tensor:
     """See :func:`mmdat.ops.deformable_attention`."""
     bias = None if bias is None else bias.rows(0, query.shape[2])
     return attend(query, key, value, num_heads, bias, dropout)
@@ -22,7 +20,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Opti
     """Attention with the bias as a tensor, ``(B or 1, heads, queries, keys)``."""
     split = lambda x: x.flatten(2).unflatten(1, (num_heads, -1))  # noqa: E731  (B, heads, C / heads, pixels)
     q, k, v = split(query), split(key), split(value)
-    scores = q.transpose(-1, -2) @ k * q.shape[2]**-0.5
+    scores = q.transpose(-1, -2) @ k * q.shape[2] ** -0.5
     if bias is not None:
         scores = scores + bias
     attention = F.dropout(scores.softmax(-1), dropout).to(v.dtype)

@@ -3,7 +3,8 @@
 A compiler that unrolled the loops over tiles would work on thousands of nodes, so it gets operators that
 it does not look into. In eager mode (and so on the meta device) the loops run themselves.
 """
-from typing import Any, List, Optional, Tuple
+
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ class TiledFunction(Function):
     """The autograd rule; the first two arguments are the forward and backward functions."""
 
     @staticmethod
-    def forward(ctx: Any, forward, backward, *args) -> Tuple[Tensor, Tensor]:
+    def forward(ctx: Any, forward, backward, *args) -> tuple[Tensor, Tensor]:
         out, lse = forward(*args)
         ctx.save_for_backward(*args[:7], out, lse)
         ctx.run_backward, ctx.options = backward, args[7:]
@@ -26,9 +27,9 @@ class TiledFunction(Function):
         return out, lse
 
     @staticmethod
-    def backward(ctx: Any, grad: Optional[Tensor], _: None) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, grad: Optional[Tensor], _: None) -> tuple[Optional[Tensor], ...]:
         if grad is None:
-            return (None, ) * (len(ctx.needs_input_grad))
+            return (None,) * (len(ctx.needs_input_grad))
         needs = list(ctx.needs_input_grad[2:7])
         *inputs, out, lse = ctx.saved_tensors
         with torch.no_grad():
@@ -36,25 +37,25 @@ class TiledFunction(Function):
         if torch.is_grad_enabled():
             grads = RefuseSecondDerivative.apply('deformable_attention', len(grads), *grads, grad, *inputs)
         grads = [g if need else None for g, need in zip(grads, needs)]
-        return (None, None, *grads, *(None, ) * 5)
+        return (None, None, *grads, *(None,) * 5)
 
 
-def tiled_deformable_attention(*args: Any) -> Tuple[Tensor, Optional[Tensor]]:
+def tiled_deformable_attention(*args: Any) -> tuple[Tensor, Optional[Tensor]]:
     """``tiled.forward`` with a gradient."""
     if not torch.is_grad_enabled() or not any(x.requires_grad for x in args[:5]):
         return tiled.forward(*args, keep_lse=False)
     return TiledFunction.apply(tiled.forward, tiled.backward, *args)
 
 
-def _differentiable_operator(*args: Any) -> Tuple[Tensor, Tensor]:
-    def forward(*args: Any) -> Tuple[Tensor, Tensor]:
+def _differentiable_operator(*args: Any) -> tuple[Tensor, Tensor]:
+    def forward(*args: Any) -> tuple[Tensor, Tensor]:
         with torch._C._AutoDispatchBelowAutograd():
             return torch.ops.mmdat.deformable_attention(*args)
 
     return TiledFunction.apply(forward, torch.ops.mmdat.deformable_attention_backward, *args)
 
 
-def _backward(*args: Any) -> List[Tensor]:
+def _backward(*args: Any) -> list[Tensor]:
     # An operator returns tensors: empty ones for gradients that nobody needs.
     return [args[0].new_empty(0) if grad is None else grad for grad in tiled.backward(*args)]
 
@@ -66,16 +67,19 @@ def _meta_forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, posi
     return torch.empty_like(query), query.new_empty(shape, dtype=tiled.compute_dtype(query, position))
 
 
-def _meta_backward(grad: Tensor, out: Tensor, lse: Tensor, *args: Any) -> List[Tensor]:
+def _meta_backward(grad: Tensor, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
     return [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:5], args[-1])]
 
 
-_INPUTS = ('Tensor query, Tensor key, Tensor value, Tensor table, Tensor position, Tensor query_y, Tensor query_x, '
-           'bool even, int num_heads, int scores')
+_INPUTS = (
+    'Tensor query, Tensor key, Tensor value, Tensor table, Tensor position, Tensor query_y, Tensor query_x, '
+    'bool even, int num_heads, int scores'
+)
 _library = torch.library.Library('mmdat', 'FRAGMENT')
 _library.define(f'deformable_attention({_INPUTS}) -> (Tensor, Tensor)')
 _library.define(
-    f'deformable_attention_backward(Tensor grad, Tensor out, Tensor lse, {_INPUTS}, bool[] needs) -> Tensor[]')
+    f'deformable_attention_backward(Tensor grad, Tensor out, Tensor lse, {_INPUTS}, bool[] needs) -> Tensor[]'
+)
 _library.impl('deformable_attention', tiled.forward, 'CompositeExplicitAutograd')
 _library.impl('deformable_attention', _meta_forward, 'Meta')
 _library.impl('deformable_attention', _differentiable_operator, 'Autograd')

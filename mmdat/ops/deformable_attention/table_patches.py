@@ -11,8 +11,8 @@ with Y and X the "hat" weights ``max(0, 1 - |coordinate - tap|)`` of linear inte
 Letters in shapes: L lanes (a lane is a group of one image, ``b * G + g``), n keys of a block, R and C
 rows and columns of a tile of queries, S and T rows and columns ("taps") of a patch.
 """
+
 import math
-from typing import Tuple
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +60,7 @@ class TablePatches:
         index = self.lane_start[lanes] + first_row * self.padded[1] + first_col
         return Block(self, (index[..., None] + self.offsets).flatten(), y, x)
 
-    def _coordinates(self, axis: int, query: Tensor, key: Tensor) -> Tuple[Tensor, Tensor]:
+    def _coordinates(self, axis: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The first tap of each key ``(L, n)``; how far each query is beyond each tap ``(L * n, taps, queries)``."""
         size, margin = self.size[axis], self.margins[axis]
         # The arithmetic of TableBias.rows and grid_sample, so that all round alike.
@@ -81,7 +81,7 @@ class TablePatches:
         """From the gradient of the padded table to that of the table."""
         (y, x), (rows, cols) = self.margins, self.size
         grad = padded_grad.unflatten(1, (self.groups, -1)).transpose(0, 1).reshape(-1, *self.padded)
-        return grad[:, y:y + rows, x:x + cols]
+        return grad[:, y : y + rows, x : x + cols]
 
 
 class Block:
@@ -118,8 +118,10 @@ class Block:
         """
         rows, cols = self.y.shape[1], self.x.shape[1]
         if self.with_slopes is None:
-            self.with_slopes = (torch.cat([self.weight_y, _slope(self.y)], 1),
-                                torch.cat([self.weight_x, _slope(self.x)], 1))
+            self.with_slopes = (
+                torch.cat([self.weight_y, _slope(self.y)], 1),
+                torch.cat([self.weight_x, _slope(self.x)], 1),
+            )
         y, x = self.with_slopes
         grad = torch.bmm(torch.bmm(y, grad), x.transpose(1, 2))
         patch_grad = grad[:, :rows, :cols]

@@ -8,12 +8,13 @@ keeps, so nothing of size queries x keys is ever whole.
 Scores are laid out keys x queries: the output of a tile comes out by channels, and the table's bias
 as one small matrix product per key. Letters in shapes as in ``table_patches.py``; d channels of a head.
 """
+
 import math
-from typing import Iterator, List, NamedTuple, Optional, Tuple
+from collections.abc import Iterator
+from typing import NamedTuple, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from ..implementation import no_autocast
 from ..position_bias import TableBias
@@ -25,6 +26,7 @@ TILE = 1024
 
 class Plan(NamedTuple):
     """How the work is cut: images and groups at a time, rows and columns of a tile, keys of a block."""
+
     images: int
     groups: int
     rows: int
@@ -91,7 +93,7 @@ class _Work:
         self.split(out).copy_(x.view(self.heads, self.batch, self.groups, *like.shape[2:], self.channels))
         return out
 
-    def tiles(self) -> Iterator[Tuple[Tuple[slice, ...], slice]]:
+    def tiles(self) -> Iterator[tuple[tuple[slice, ...], slice]]:
         """Places of tiles in views of maps (images, groups, rows, columns), and their lanes."""
         plan = self.plan
         for images in _parts(self.batch, plan.images):
@@ -103,17 +105,17 @@ class _Work:
                     for rows in _parts(self.height, plan.rows):
                         yield (images, groups, rows, cols), lanes
 
-    def keys(self) -> Iterator[slice]:
+    def key_blocks(self) -> Iterator[slice]:
         return _parts(self.num_keys, self.plan.keys)
 
-    def queries(self, tile: Tuple[slice, ...], lanes: slice) -> List[Tensor]:
+    def queries(self, tile: tuple[slice, ...], lanes: slice) -> list[Tensor]:
         """Queries of a tile, of each head ``(L, R * C, d)``."""
         return [self.take(view, tile, lanes) for view in self.query]
 
-    def take(self, view: Tensor, tile: Tuple[slice, ...], lanes: slice) -> Tensor:
+    def take(self, view: Tensor, tile: tuple[slice, ...], lanes: slice) -> Tensor:
         return view[tile].reshape(lanes.stop - lanes.start, -1, view.shape[-1])
 
-    def put(self, view: Tensor, tile: Tuple[slice, ...], values: Tensor) -> None:
+    def put(self, view: Tensor, tile: tuple[slice, ...], values: Tensor) -> None:
         """Write values ``(L, d, R * C)`` to their place."""
         place = view[tile]
         place.copy_(values.transpose(1, 2).view(place.shape))
@@ -131,9 +133,19 @@ def add_product(out: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return out.add_(torch.bmm(a, b))
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, position: Tensor, query_y: Tensor,
-            query_x: Tensor, even: bool, num_heads: int, scores: int,
-            keep_lse: bool = True) -> Tuple[Tensor, Optional[Tensor]]:
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    position: Tensor,
+    query_y: Tensor,
+    query_x: Tensor,
+    even: bool,
+    num_heads: int,
+    scores: int,
+    keep_lse: bool = True,
+) -> tuple[Tensor, Optional[Tensor]]:
     """See :func:`mmdat.ops.deformable_attention` and :class:`mmdat.ops.TableBias`.
 
     Args:
@@ -148,7 +160,7 @@ def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, position: 
         return _forward(_Work(query, key, value, bias, num_heads, scores), query, keep_lse)
 
 
-def _forward(work: _Work, query: Tensor, keep_lse: bool) -> Tuple[Tensor, Optional[Tensor]]:
+def _forward(work: _Work, query: Tensor, keep_lse: bool) -> tuple[Tensor, Optional[Tensor]]:
     out = torch.empty_like(query)
     out_views = work.split(out).unbind()
     lse = lse_views = None
@@ -157,8 +169,8 @@ def _forward(work: _Work, query: Tensor, keep_lse: bool) -> Tuple[Tensor, Option
         lse_views = lse.unbind()
     for tile, lanes in work.tiles():
         queries = work.queries(tile, lanes)
-        states: List[Optional[Tuple[Tensor, ...]]] = [None] * work.heads
-        for keys in work.keys():
+        states: list[Optional[tuple[Tensor, ...]]] = [None] * work.heads
+        for keys in work.key_blocks():
             block = work.table.block(lanes, *tile[2:], keys)
             for head in range(work.heads):
                 s = work.scores(head, queries[head], work.key[head][lanes, keys], block)
@@ -170,7 +182,7 @@ def _forward(work: _Work, query: Tensor, keep_lse: bool) -> Tuple[Tensor, Option
     return out, lse
 
 
-def _softmax_step(state, scores: Tensor, value: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+def _softmax_step(state, scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Add a block of keys to (maximum, sum of exponentials, weighted sum of values); overwrites the scores."""
     top = scores.amax(1, keepdim=True)
     if state is not None:
@@ -186,9 +198,22 @@ def _softmax_step(state, scores: Tensor, value: Tensor) -> Tuple[Tensor, Tensor,
     return top, total.add_(previous.mul_(shrink)), acc
 
 
-def backward(grad: Tensor, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor,
-             position: Tensor, query_y: Tensor, query_x: Tensor, even: bool, num_heads: int, scores: int,
-             needs: List[bool]) -> List[Optional[Tensor]]:
+def backward(
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    position: Tensor,
+    query_y: Tensor,
+    query_x: Tensor,
+    even: bool,
+    num_heads: int,
+    scores: int,
+    needs: list[bool],
+) -> list[Optional[Tensor]]:
     """Gradients of query, key, value, table and position, those that ``needs`` names; see :func:`forward`."""
     with no_autocast(query.device):
         bias = TableBias(table, position, query_y, query_x, even)
@@ -196,8 +221,17 @@ def backward(grad: Tensor, out: Tensor, lse: Tensor, query: Tensor, key: Tensor,
         return _backward(work, grad, out, lse, query, key, value, bias, needs)
 
 
-def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor, key: Tensor, value: Tensor,
-              bias: TableBias, needs: List[bool]) -> List[Optional[Tensor]]:
+def _backward(
+    work: _Work,
+    grad: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: TableBias,
+    needs: list[bool],
+) -> list[Optional[Tensor]]:
     needs_query, needs_key, needs_value, needs_bias = needs[0], needs[1], needs[2], needs[3] or needs[4]
     out_view, grad_view = work.split(out), work.split(grad)
     grad_query = torch.empty_like(query) if needs_query else None
@@ -214,7 +248,7 @@ def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor
         logs = [work.take(view, tile, lanes).transpose(1, 2) for view in lse]
         deltas = [(g * o).sum(-1, dtype=work.dtype)[:, None] for g, o in zip(grads, outs)]
         grad_queries = [torch.zeros_like(q.transpose(1, 2), dtype=work.dtype) for q in queries] if needs_query else None
-        for keys in work.keys():
+        for keys in work.key_blocks():
             block = work.table.block(lanes, *tile[2:], keys)
             for head in range(work.heads):
                 q, k, v = queries[head], work.key[head][lanes, keys], work.value[head][lanes, keys]
@@ -226,7 +260,8 @@ def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor
                 ds = torch.bmm(v, grads[head].transpose(1, 2)).to(work.dtype).sub_(deltas[head]).mul_(p)
                 if needs_bias:
                     grad_position[lanes, keys] += block.backward(head, ds.view(-1, *block.tile), grad_table).view(
-                        *ds.shape[:2], 2)
+                        *ds.shape[:2], 2
+                    )
                 ds = ds.to(q.dtype)
                 if needs_query:
                     add_product(grad_queries[head], k.transpose(1, 2), ds)
@@ -241,5 +276,6 @@ def _backward(work: _Work, grad: Tensor, out: Tensor, lse: Tensor, query: Tensor
         work.from_keys(grad_value, value) if needs_value else None,
         work.table.table_grad(grad_table).to(bias.table.dtype) if needs_bias else None,
         work.table.position_grad(grad_position).view(bias.position.shape).to(bias.position.dtype)
-        if needs_bias else None,
+        if needs_bias
+        else None,
     ]

@@ -2,6 +2,7 @@
 
 ``naive.py`` is the specification; ``tiled.py`` computes the same, tile by tile.
 """
+
 from .interface import neighborhood_attention, window_attention
 
 __all__ = ['neighborhood_attention', 'window_attention']

@@ -1,4 +1,5 @@
 """The public functions."""
+
 from typing import Optional
 
 import torch
@@ -10,15 +11,17 @@ from .naive import naive_neighborhood_attention, naive_window_attention
 from .operator import tiled_local_attention
 
 
-def neighborhood_attention(query: Tensor,
-                           key: Tensor,
-                           value: Tensor,
-                           bias_table: Tensor,
-                           num_heads: int,
-                           kernel_size: int,
-                           dropout: float = 0.0,
-                           impl: str = 'fast',
-                           chunk_bytes: Optional[int] = None) -> Tensor:
+def neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dropout: float = 0.0,
+    impl: str = 'fast',
+    chunk_bytes: Optional[int] = None,
+) -> Tensor:
     """Multi-head attention of each pixel to the ``kernel_size**2`` pixels around it.
 
     At the border the window is shifted inwards, so that each pixel has equally many keys.
@@ -45,16 +48,18 @@ def neighborhood_attention(query: Tensor,
     return _attend(query, key, value, bias_table, num_heads, 'neighborhood', kernel_size, 0, chunk_bytes)
 
 
-def window_attention(query: Tensor,
-                     key: Tensor,
-                     value: Tensor,
-                     bias_table: Tensor,
-                     num_heads: int,
-                     window_size: int,
-                     shift: int = 0,
-                     dropout: float = 0.0,
-                     impl: str = 'fast',
-                     chunk_bytes: Optional[int] = None) -> Tensor:
+def window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    window_size: int,
+    shift: int = 0,
+    dropout: float = 0.0,
+    impl: str = 'fast',
+    chunk_bytes: Optional[int] = None,
+) -> Tensor:
     """Multi-head attention within non-overlapping windows.
 
     Args:
@@ -81,8 +86,17 @@ def window_attention(query: Tensor,
     return _attend(query, key, value, table, num_heads, 'window', window_size, shift, chunk_bytes)
 
 
-def _attend(query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int, pattern: str, size: int,
-            shift: int, chunk_bytes: Optional[int]) -> Tensor:
+def _attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    num_heads: int,
+    pattern: str,
+    size: int,
+    shift: int,
+    chunk_bytes: Optional[int],
+) -> Tensor:
     scores = scores_at_a_time(query.device, torch.promote_types(query.dtype, table.dtype), chunk_bytes)
     attend = torch.ops.mmdat.local_attention if is_compiling() else tiled_local_attention
     return attend(query, key, value, table, num_heads, pattern, size, shift, scores)

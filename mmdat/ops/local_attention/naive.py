@@ -1,16 +1,19 @@
 """The specifications."""
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 
-def naive_neighborhood_attention(query: Tensor,
-                                 key: Tensor,
-                                 value: Tensor,
-                                 bias_table: Tensor,
-                                 num_heads: int,
-                                 kernel_size: int,
-                                 dropout: float = 0.0) -> Tensor:
+def naive_neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dropout: float = 0.0,
+) -> Tensor:
     """See :func:`mmdat.ops.neighborhood_attention`: the keys of each pixel are gathered."""
     height, width = query.shape[2:]
     rows, cols = neighbors(height, kernel_size, query.device), neighbors(width, kernel_size, query.device)
@@ -21,7 +24,7 @@ def naive_neighborhood_attention(query: Tensor,
         return x.flatten(3, 4).unflatten(-1, (num_heads, -1)).transpose(3, 4)
 
     q = query.permute(0, 2, 3, 1).unflatten(-1, (num_heads, 1, -1))
-    scores = q @ gather(key).transpose(-1, -2) * q.shape[-1]**-0.5
+    scores = q @ gather(key).transpose(-1, -2) * q.shape[-1] ** -0.5
     row_index = rows - torch.arange(height, device=rows.device)[:, None] + kernel_size - 1
     col_index = cols - torch.arange(width, device=cols.device)[:, None] + kernel_size - 1
     bias = bias_table[:, row_index[:, None, :, None], col_index[None, :, None, :]].flatten(3)
@@ -36,14 +39,16 @@ def neighbors(size: int, kernel_size: int, device: torch.device) -> Tensor:
     return first[:, None] + torch.arange(kernel_size, device=device)
 
 
-def naive_window_attention(query: Tensor,
-                           key: Tensor,
-                           value: Tensor,
-                           bias_table: Tensor,
-                           num_heads: int,
-                           window_size: int,
-                           shift: int = 0,
-                           dropout: float = 0.0) -> Tensor:
+def naive_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    window_size: int,
+    shift: int = 0,
+    dropout: float = 0.0,
+) -> Tensor:
     """See :func:`mmdat.ops.window_attention`: the map is rolled, windows of two sides masked (Swin, section 3.2)."""
     batch, channels, height, width = query.shape
     rows, cols = height // window_size, width // window_size
@@ -56,7 +61,7 @@ def naive_window_attention(query: Tensor,
 
     q, k, v = to_windows(query), to_windows(key), to_windows(value)
     index = relative_position_index(window_size, query.device)
-    scores = q @ k.transpose(-1, -2) * q.shape[-1]**-0.5 + bias_table[index].permute(2, 0, 1)
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias_table[index].permute(2, 0, 1)
     if shift:
         scores = scores + shifted_window_mask(height, width, window_size, shift, query.device)[:, None].to(scores.dtype)
     attention = F.dropout(scores.softmax(-1), dropout).to(v.dtype)

@@ -2,7 +2,8 @@
 
 As for deformable attention, a compiler gets operators that it does not look into.
 """
-from typing import Any, List, Optional, Tuple
+
+from typing import Any, Optional
 
 import torch
 from torch import Tensor
@@ -23,15 +24,16 @@ class TiledFunction(Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tuple[Optional[Tensor], ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
         needs = list(ctx.needs_input_grad[2:6])
         with torch.no_grad():
             grads = ctx.run_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
         if torch.is_grad_enabled():
-            grads = RefuseSecondDerivative.apply(f'{ctx.options[1]} attention', len(grads), *grads, grad,
-                                                 *ctx.saved_tensors[1:])
+            grads = RefuseSecondDerivative.apply(
+                f'{ctx.options[1]} attention', len(grads), *grads, grad, *ctx.saved_tensors[1:]
+            )
         grads = [g if need else None for g, need in zip(grads, needs)]
-        return (None, None, *grads, *(None, ) * 5)
+        return (None, None, *grads, *(None,) * 5)
 
 
 def tiled_local_attention(*args: Any) -> Tensor:
@@ -48,7 +50,7 @@ def _differentiable_operator(*args: Any) -> Tensor:
     return TiledFunction.apply(forward, torch.ops.mmdat.local_attention_backward, *args)
 
 
-def _backward(*args: Any) -> List[Tensor]:
+def _backward(*args: Any) -> list[Tensor]:
     # An operator returns tensors: empty ones for gradients that nobody needs.
     return [args[0].new_empty(0) if grad is None else grad for grad in tiled.backward(*args)]
 
@@ -57,12 +59,14 @@ def _meta_forward(query: Tensor, *args: Any) -> Tensor:
     return torch.empty_like(query)
 
 
-def _meta_backward(grad: Tensor, out: Tensor, *args: Any) -> List[Tensor]:
+def _meta_backward(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
     return [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:4], args[-1])]
 
 
-_INPUTS = ('Tensor query, Tensor key, Tensor value, Tensor bias_table, int num_heads, str pattern, int size, '
-           'int shift, int scores')
+_INPUTS = (
+    'Tensor query, Tensor key, Tensor value, Tensor bias_table, int num_heads, str pattern, int size, '
+    'int shift, int scores'
+)
 _library = torch.library.Library('mmdat', 'FRAGMENT')
 _library.define(f'local_attention({_INPUTS}) -> Tensor')
 _library.define(f'local_attention_backward(Tensor grad, Tensor out, {_INPUTS}, bool[] needs) -> Tensor[]')

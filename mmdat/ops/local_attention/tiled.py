@@ -8,7 +8,9 @@ nothing is kept but inputs and output.
 Letters in shapes: r and c rows and columns of tiles, T = B * r * c * heads, Q queries of a tile, K keys of its square,
 d channels of a head.
 """
-from typing import Iterator, List, Optional, Tuple
+
+from collections.abc import Iterator
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +20,20 @@ from ..implementation import no_autocast
 from .tiles import neighborhoods, windows
 
 #: Some rows and columns of tiles.
-Tiles = Tuple[slice, slice]
+Tiles = tuple[slice, slice]
 
 
-def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int, pattern: str, size: int,
-            shift: int, scores: int) -> Tensor:
+def forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    num_heads: int,
+    pattern: str,
+    size: int,
+    shift: int,
+    scores: int,
+) -> Tensor:
     """Attention to pixels nearby.
 
     Args:
@@ -47,8 +58,20 @@ def forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads:
         return work.crop(out, query, 0)
 
 
-def backward(grad: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int,
-             pattern: str, size: int, shift: int, scores: int, needs: List[bool]) -> List[Optional[Tensor]]:
+def backward(
+    grad: Tensor,
+    out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    num_heads: int,
+    pattern: str,
+    size: int,
+    shift: int,
+    scores: int,
+    needs: list[bool],
+) -> list[Optional[Tensor]]:
     """Gradients of query, key, value and table, those that ``needs`` names; see :func:`forward`."""
     with no_autocast(query.device):
         work = _Work(query, table, num_heads, pattern, size, shift)
@@ -65,9 +88,19 @@ def backward(grad: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tenso
         ]
 
 
-def _add_gradients(work: '_Work', tiles: Tiles, grad: Tensor, out: Tensor, query: Tensor, key: Tensor, value: Tensor,
-                   grad_query: Optional[Tensor], grad_key: Optional[Tensor], grad_value: Optional[Tensor],
-                   grad_bias: Optional[Tensor]) -> None:
+def _add_gradients(
+    work: '_Work',
+    tiles: Tiles,
+    grad: Tensor,
+    out: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    grad_query: Optional[Tensor],
+    grad_key: Optional[Tensor],
+    grad_value: Optional[Tensor],
+    grad_bias: Optional[Tensor],
+) -> None:
     """Add some tiles' part to the gradients that are needed."""
     q, k, g = work.queries(tiles, query), work.keys(tiles, key), work.queries(tiles, grad)
     p = work.attention(tiles, q, k)
@@ -107,8 +140,10 @@ class _Work:
         self.table = table
         entries = table.shape[1] * table.shape[2]
         # The table has one entry more for keys that are not seen: where row and column add up to its index or beyond.
-        row, col = [[[[entries if i is None else i * stride for i in keys] for keys in run.relative] for run in axis.runs]
-                    for axis, stride in ((self.rows, table.shape[2]), (self.cols, 1))]
+        row, col = [
+            [[[entries if i is None else i * stride for i in keys] for keys in run.relative] for run in axis.runs]
+            for axis, stride in ((self.rows, table.shape[2]), (self.cols, 1))
+        ]
         row = torch.tensor(row, device=table.device).view(-1, 1, self.side, 1, self.key_side, 1)
         col = torch.tensor(col, device=table.device).view(-1, 1, self.side, 1, self.key_side)
         self.index = (row + col).clamp_(max=entries).flatten()
@@ -128,7 +163,7 @@ class _Work:
             part += bias
         return scores.softmax(-1)
 
-    def parts(self, tiles: Tiles, scores: Tensor, bias: Tensor) -> Iterator[Tuple[Tensor, Tensor]]:
+    def parts(self, tiles: Tiles, scores: Tensor, bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """The scores ``(T, Q, K)`` of some tiles in parts ``(B, r, c, heads, Q, K)`` that share a bias, with that."""
         biases = iter(bias.unbind(1))
         rows, cols = [some.stop - some.start for some in tiles]

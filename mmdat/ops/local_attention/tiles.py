@@ -3,8 +3,9 @@
 All of this follows from the size of the map; it is plain Python, and cheap. Axes are padded so that all tiles are
 whole and all key ranges alike.
 """
+
 from functools import lru_cache
-from typing import Callable, List, NamedTuple, Optional, Tuple
+from typing import Callable, NamedTuple, Optional
 
 #: Side of a tile of queries to neighbourhoods. Larger ones waste more products on keys that a query does not see,
 #: smaller ones load more keys.
@@ -19,9 +20,10 @@ class Run(NamedTuple):
         relative: For each query of a tile and key of its range, the row of the bias table (key minus query), or None
             where the query does not see the key; ``(side, key_side)``.
     """
+
     start: int
     stop: int
-    relative: Tuple[Tuple[Optional[int], ...], ...]
+    relative: tuple[tuple[Optional[int], ...], ...]
 
     def among(self, tiles: slice) -> slice:
         """Those of some tiles that belong to the run, counted from the first of them; maybe none."""
@@ -39,12 +41,13 @@ class Axis(NamedTuple):
         tiles: Number of tiles.
         runs: The tiles in order: one long run, and shorter ones at the borders.
     """
+
     side: int
     before: int
     after: int
     margin: int
     tiles: int
-    runs: Tuple[Run, ...]
+    runs: tuple[Run, ...]
 
     @property
     def key_side(self) -> int:
@@ -87,7 +90,7 @@ def windows(size: int, window_size: int, shift: int) -> Axis:
 def _cut(size: int, side: int, before: int, after: int, margin: int, seen: Callable[[int], range], reach: int) -> Axis:
     """Cut an axis of ``size`` pixels of which ``seen`` says what they see, less than ``reach`` away."""
     tiles = (before + size + after) // side
-    runs: List[Run] = []
+    runs: list[Run] = []
     for tile in range(tiles):
         place = tile * side - before
         keys = range(place - margin, place + side + margin)
