@@ -281,7 +281,7 @@ def _mixers(
 ) -> list[nn.Module]:
     """The mixers of the blocks of stage i, by the letters of its spec."""
     common = dict(
-        dim=arch.dims[i],
+        in_channels=arch.dims[i],
         num_heads=arch.heads[i],
         attn_drop_rate=attn_drop_rate,
         proj_drop_rate=drop_rate,
