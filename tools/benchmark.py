@@ -90,7 +90,7 @@ def parse_args() -> argparse.Namespace:
         '--runs',
         type=int,
         default=3,
-        help=f'timed runs per process, after one to warm up; one if it takes over {WARM_UP} s',
+        help=f'timed runs per process after one to warm up, which counts alone if over {WARM_UP} s',
     )
     parser.add_argument(
         '--clock',
