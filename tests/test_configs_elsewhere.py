@@ -11,10 +11,10 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 
 import mmdat.configs.backbones
-from mmdat import DAT
+from mmdat import DAT, DeformableAttention
 
 TEXT = (Path(__file__).parents[1] / 'docs/other_projects.md').read_text()
-MMDET, RECIPE, PYTHON_STYLE, PLAIN = re.findall(r'```python\n(.*?)```', TEXT, re.S)
+MMDET, RECIPE, PYTHON_STYLE, PLAIN, TORCHVISION, PLUGIN = re.findall(r'```python\n(.*?)```', TEXT, re.S)
 
 
 @pytest.mark.parametrize('size', ['dat_t', 'dat_s', 'dat_b', 'datpp_t', 'datpp_s', 'datpp_b'])
@@ -72,3 +72,28 @@ def test_plain_loop(capsys):
     exec(PLAIN, namespace)
     assert '(512,) (32,)' in capsys.readouterr().out
     assert torch.isfinite(namespace['loss'])
+
+
+def test_deformable_attention_in_torchvision(capsys):
+    namespace = {}
+    exec(TORCHVISION, namespace)
+    assert 'torch.Size([2, 4, 3, 4, 2])' in capsys.readouterr().out
+    layers = [m for m in namespace['model'].modules() if isinstance(m, DeformableAttention)]
+    assert len(layers) == 2
+    for layer in layers:
+        grad = layer.offset_net[-1].weight.grad
+        assert grad.any() and grad.isfinite().all()
+
+
+def test_deformable_attention_as_plugin(tmp_path):
+    path = tmp_path / 'example.py'
+    path.write_text(PLUGIN)
+    config = Config.fromfile(path).model.backbone
+    config.update(init_cfg=None, frozen_stages=-1)
+    mmdet.utils.register_all_modules(init_default_scope=False)
+    init_default_scope('mmdet')
+    model = MODELS.build(config)
+    layers = [m for m in model.modules() if isinstance(m, DeformableAttention)]
+    assert len(layers) == 6 + 3
+    model(torch.randn(1, 3, 64, 96))[-1].square().mean().backward()
+    assert all(m.offset_net[-1].weight.grad.any() for m in layers)

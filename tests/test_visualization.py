@@ -98,10 +98,11 @@ def test_the_picture_shows_the_image_in_its_colours(bgr_to_rgb):
     assert (denormalise(inputs, preprocessor) == bgr.flip(0).permute(1, 2, 0).numpy()).all()
 
 
-@pytest.mark.parametrize('position_bias', ['table', 'log', 'fixed', 'dwconv', 'none'])
+@pytest.mark.parametrize('position_bias', ['table', 'log', 'fixed', 'dwconv', 'none', 'pooled'])
 def test_the_weights_are_those_the_layer_computes_with(position_bias, nano):
     """Weights times values, through the output projection, are what the layer returned."""
-    model = DAT(dict(nano, position_bias=position_bias), img_size=64).double().eval()
+    change = dict(use_offsets=False) if position_bias == 'pooled' else dict(position_bias=position_bias)
+    model = DAT(dict(nano, **change), img_size=64).double().eval()
     for name, parameter in model.named_parameters():
         if 'relative_position_bias_table' in name:  # initialised so small that errors in it would hide
             torch.nn.init.normal_(parameter)
@@ -198,6 +199,22 @@ def test_sheets_of_all_stages(nano, tmp_path):
     (file,) = save_sheets(one, tmp_path / 'new')
     assert file == tmp_path / 'new/stage3.png'
     assert (cv2.imread(str(file))[..., ::-1] == one[3]).all()
+
+
+def test_layers_that_pool_are_drawn_with_the_centres_of_their_cells(nano):
+    model = DAT(dict(nano, use_offsets=False, key_strides=(4, 3, 2, 1)), img_size=64).eval()
+    inputs, view = torch.randn(1, 3, *SIZE), View(picture(*SIZE), SIZE, nano['generation'])
+    with torch.no_grad(), record_attention(model) as records:
+        model(inputs)
+    assert len(records) == {'dat': 2, 'dat++': 4}[nano['generation']]
+    for (attention,) in records.values():
+        size = attention.query.shape[2:]
+        centres = F.avg_pool2d(pixel_coordinates(*size), attention.key_stride)[0].permute(1, 2, 0)
+        points = attention.points
+        assert points.position.shape == (1, 1, *centres.shape) and not points.offset.any()
+        assert torch.equal(points.position[0, 0], points.reference)
+        assert torch.allclose((points.reference + 1) / 2 * (torch.tensor(size) - 1), centres, atol=1e-4)
+    assert set(attention_sheets(model, inputs, view, layers=list(records)[-1:])) == {4}
 
 
 def test_nothing_stays_behind_in_the_model(nano):

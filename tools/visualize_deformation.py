@@ -29,7 +29,7 @@ def choose_layers(backbone: DAT, chosen: Optional[Sequence[str]]) -> list[str]:
     """The layers to draw; all without a choice."""
     names = layer_names(backbone)
     if not names:
-        raise RunError('the backbone has no deformable attention that samples points: choose another config')
+        raise RunError('the backbone has no deformable attention: choose another config')
     unknown = [name for name in chosen or [] if name not in names]
     if unknown:
         raise RunError(f'there is no deformable layer {unknown[0]}: the layers are {", ".join(names)}')

@@ -6,14 +6,15 @@ import inspect
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
-from mmengine.runner import Runner
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner
 
 from mmdat.models.checkpoint import CheckpointError, unwrap
 
@@ -22,6 +23,7 @@ from .own_data import complete_config
 from .preflight import RunError, check_amp, check_fit, check_run, check_start, check_work_dir
 from .resuming import keep_a_whole_checkpoint, prepare_resume
 from .safe_reading import reading_without_code
+from .sharding import check_sharding
 from .weights import load_weights
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
@@ -119,6 +121,7 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
             )
         cfg.auto_scale_lr.enable = True
     check_amp(cfg)
+    check_sharding(cfg)
     if not resume and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
     notes = prepare_resume(cfg, resume) if resume else []
@@ -126,8 +129,10 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
     keep_a_whole_checkpoint(cfg)
     cfg.setdefault('default_hooks', ConfigDict()).setdefault('seed', dict(type='mmdat.SeedHook'))
     runner = _build(cfg)
-    if cfg.get('load_from') and not cfg.get('resume') and '://' not in cfg.load_from:
-        check_start(runner.model, unwrap(load_weights(cfg.load_from)), cfg.load_from)
+    start = cfg.get('load_from')
+    # A FlexibleRunner builds its model later.
+    if start and not cfg.get('resume') and '://' not in start and isinstance(runner.model, torch.nn.Module):
+        check_start(runner.model, unwrap(load_weights(start)), start)
     for note in notes:
         runner.logger.warning(note)
     runner.train()
@@ -156,6 +161,7 @@ def evaluate(
         if cfg.get(part) is None:
             raise RunError(f'the config has no {part}, so nothing can be tested: start from one of configs/')
     cfg.load_from, cfg.resume = checkpoint, False
+    cfg.pop('runner_type', None)  # of sharded training, which leaves whole checkpoints
     if out:
         _save_predictions(cfg, out)
     if show_dir:
@@ -244,11 +250,11 @@ def _replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:
             _replace(child, key, change)
 
 
-def _build(cfg: Config) -> Runner:
+def _build(cfg: Config) -> Union[Runner, FlexibleRunner]:
     check_work_dir(cfg.work_dir)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    return Runner.from_cfg(cfg)
+    return RUNNERS.build(cfg)  # MMEngine's Runner, or the config's runner_type
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
@@ -265,6 +271,8 @@ def _distribute_on_cpu(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
+    if cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
+        cfg.strategy.model_wrapper.device_id = 'cpu'
     changed: list[str] = []
 
     def to_bn(name: Any) -> Any:
@@ -295,7 +303,7 @@ def _save_pictures(cfg: Config, directory: str) -> None:
         # The hook joins this with the work directory for every image: it must be absolute.
         hooks.visualization = dict(type='DetVisualizationHook', draw=True, test_out_dir=directory)
     elif scope == 'mmseg':
-        hooks.visualization = dict(type='SegVisualizationHook', draw=True)
+        hooks.visualization = dict(type='SegVisualizationHook', draw=True, interval=1)  # mmseg 1.2 heeds it in tests
         cfg.visualizer = dict(
             type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], save_dir=directory
         )

@@ -53,3 +53,8 @@ class MLP(nn.Module):
 
 def depthwise_conv(dim: int, kernel_size: int = 3, stride: int = 1, padding: int = 1) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, kernel_size, stride, padding, groups=dim)
+
+
+def check_heads(channels: int, num_heads: int) -> None:
+    if num_heads < 1 or channels % num_heads:
+        raise ValueError(f'num_heads={num_heads} does not divide in_channels={channels}')

@@ -11,6 +11,7 @@ IMPLEMENTATIONS = ('fast', 'naive')
 
 
 def check_implementation(impl: str) -> None:
+    """Raise a ValueError, which names the values there are, for an unknown ``impl``."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got '{impl}'")
 
@@ -19,12 +20,6 @@ def no_autocast(device: torch.device) -> torch.autocast:
     """The fast forms choose their precision themselves."""
     # autocast does not know the meta device.
     return torch.autocast('cpu' if device.type == 'meta' else device.type, enabled=False)
-
-
-def is_compiling() -> bool:
-    """Whether torch.compile or torch.export is tracing."""
-    # torch 2.1 does not have the public function yet; importing torch._dynamo takes seconds.
-    return torch.compiler.is_compiling() if hasattr(torch.compiler, 'is_compiling') else torch._dynamo.is_compiling()
 
 
 class RefuseSecondDerivative(Function):

@@ -88,7 +88,8 @@ class LayerAttention:
 def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention]]]:
     """Record what the attention of every deformable layer of a model follows from while the ``with`` block runs.
 
-    Forward passes return what they always return. Layers that pool in place of sampling are left out.
+    Forward passes return what they always return. A layer that pools in place of sampling is recorded as one that
+    samples the centres of its cells.
 
     Example:
         >>> with torch.no_grad(), record_attention(model) as layers:
@@ -105,7 +106,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention
     with ExitStack() as stack:
         points = stack.enter_context(record_sampling(model))
         for name, layer in model.named_modules():
-            if isinstance(layer, DeformableAttention) and layer.offset_net is not None:
+            if isinstance(layer, DeformableAttention):
                 records[name] = []
                 for handle in _watch(layer, points[name], records[name]):
                     stack.callback(handle.remove)

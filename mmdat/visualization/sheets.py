@@ -23,12 +23,8 @@ DPI = 100
 
 
 def layer_names(backbone: DAT) -> list[str]:
-    """The layers that can be drawn: deformable attention that samples."""
-    return [
-        name
-        for name, module in backbone.named_modules()
-        if isinstance(module, DeformableAttention) and module.offset_net is not None
-    ]
+    """The layers that can be drawn: deformable attention."""
+    return [name for name, module in backbone.named_modules() if isinstance(module, DeformableAttention)]
 
 
 def attention_sheets(

@@ -13,7 +13,7 @@ from mmdat.ops import SAMPLERS, FixedBias, LogBias, TableBias, check_implementat
 from mmdat.ops.position_bias import PositionBias
 from mmdat.registry import MODELS
 
-from ..layers import LayerNorm2d, Linear2d, depthwise_conv
+from ..layers import LayerNorm2d, Linear2d, check_heads, depthwise_conv
 
 POSITION_BIASES = ('table', 'fixed', 'dwconv', 'log', 'none')
 
@@ -25,6 +25,8 @@ class SamplingPoints(NamedTuple):
         offset: How far each point moved, ``(B, G, Hk, Wk, 2)``, after any range factor.
         reference: Where the points start, ``(Hk, Wk, 2)``; the same for all images and groups.
         position: Where the map was sampled, ``(B, G, Hk, Wk, 2)``.
+
+    A layer with ``use_offsets=False`` gives the centres of the cells that it pools: one group, no offsets.
     """
 
     offset: Tensor
@@ -37,11 +39,11 @@ class DeformableAttention(nn.Module):
     """Attention to keys sampled at learned positions, shared by all queries (mixer D; DAT, section 3.2).
 
     Args:
-        dim: Channels.
-        num_heads: Heads; divides ``dim``.
+        in_channels: Channels of the map, before and after.
+        num_heads: Heads; divides ``in_channels``.
         groups: Offset groups, each with sampling points of its own; divides ``num_heads``.
         map_size: ``(H0, W0)``, the map that position-bias tables are made for. Other maps work too.
-        kernel_size: Kernel of the offset network's depthwise convolution.
+        kernel_size: Kernel of the offset network's depthwise convolution; odd, or ``stride``.
         stride: Key stride: pixels of the map per sampling point, along each axis.
         offset_range: Offsets are ``tanh(.) * offset_range`` in units of half a key cell, and may leave
             the map. With None they are free, and positions are clamped to the map.
@@ -61,7 +63,7 @@ class DeformableAttention(nn.Module):
 
     def __init__(
         self,
-        dim: int,
+        in_channels: int,
         num_heads: int,
         groups: int,
         map_size: tuple[int, int] = (14, 14),
@@ -77,8 +79,7 @@ class DeformableAttention(nn.Module):
         impl: str = 'fast',
     ):
         super().__init__()
-        if num_heads < 1 or dim % num_heads:
-            raise ValueError(f'num_heads={num_heads} does not divide dim={dim}')
+        check_heads(in_channels, num_heads)
         if groups < 1 or num_heads % groups:
             raise ValueError(f'groups={groups} does not divide num_heads={num_heads}')
         if position_bias not in POSITION_BIASES:
@@ -87,6 +88,8 @@ class DeformableAttention(nn.Module):
             raise ValueError(f"convention must be 'dat' or 'dat++', got '{convention}'")
         if sampler not in SAMPLERS:
             raise ValueError(f"sampler must be one of {SAMPLERS}, got '{sampler}'")
+        if use_offsets and kernel_size != stride and kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size={kernel_size} is even; it must be odd, or equal stride={stride}')
         check_implementation(impl)
         self.num_heads = num_heads
         self.groups = groups
@@ -99,12 +102,12 @@ class DeformableAttention(nn.Module):
         self.impl = impl
         self.on_sample = None
 
-        self.proj_q = Linear2d(dim, dim)
-        self.proj_k = Linear2d(dim, dim)
-        self.proj_v = Linear2d(dim, dim)
-        self.proj_out = Linear2d(dim, dim)
+        self.proj_q = Linear2d(in_channels, in_channels)
+        self.proj_k = Linear2d(in_channels, in_channels)
+        self.proj_v = Linear2d(in_channels, in_channels)
+        self.proj_out = Linear2d(in_channels, in_channels)
         self.proj_drop = nn.Dropout(proj_drop_rate)
-        group_dim = dim // groups
+        group_dim = in_channels // groups
         self.offset_net = (
             nn.Sequential(
                 depthwise_conv(group_dim, kernel_size, stride, 0 if kernel_size == stride else kernel_size // 2),
@@ -122,7 +125,7 @@ class DeformableAttention(nn.Module):
         elif self.position_bias == 'fixed':
             self._make_table(height * width, (height // stride) * (width // stride))
         elif self.position_bias == 'dwconv':
-            self.bias_conv = depthwise_conv(dim)
+            self.bias_conv = depthwise_conv(in_channels)
         elif self.position_bias == 'log':
             self.bias_mlp = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, num_heads // groups, bias=False))
 
@@ -131,11 +134,16 @@ class DeformableAttention(nn.Module):
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
+        """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width.
+
+        Only ``kernel_size == stride`` and ``use_offsets=False`` need at least ``stride`` pixels along each axis.
+        """
         query = self.proj_q(x)
         if self.offset_net is None:
             position = None
             sampled = F.avg_pool2d(x, self.stride)
+            if self.on_sample is not None:
+                self.on_sample(self._pooled_points(x, sampled))
         else:
             position = self.sampling_positions(query)
             sampled = deform_sample(x, position, self.sampler)
@@ -167,12 +175,23 @@ class DeformableAttention(nn.Module):
             position = (reference + offset).clamp(-1, 1)
         else:
             # Not one new_tensor: an exported program would keep the numbers of the example.
-            cells = torch.stack([offset.new_full((), max(self._cells(n), 1)) for n in (key_height, key_width)])
+            cells = torch.stack([offset.new_full((), self._cells(n)) for n in (key_height, key_width)])
             offset = offset.tanh() * self.offset_range / cells
             position = reference + offset
         if self.on_sample is not None:
             self.on_sample(SamplingPoints(offset, reference, position))
         return position
+
+    def _pooled_points(self, x: Tensor, pooled: Tensor) -> SamplingPoints:
+        """The centres of the pooled cells, as points of one group that do not move."""
+        like = x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32))
+        axes = [
+            ((_indices(n, like) * 2 + 1) * self.stride - size) / max(size - 1, 1)
+            for n, size in zip(pooled.shape[2:], x.shape[2:])
+        ]
+        reference = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
+        position = reference.expand(len(x), 1, -1, -1, -1)
+        return SamplingPoints(torch.zeros_like(position), reference, position)
 
     def reference_points(self, height: int, width: int, like: Tensor) -> Tensor:
         """One point per key cell, ``(height, width, 2)``, in the dtype and on the device of ``like``.
@@ -180,24 +199,19 @@ class DeformableAttention(nn.Module):
         DAT puts point i of n at ``(i + 0.5) / n * 2 - 1``; the released DAT++ at
         ``(i + 0.5) / (n - 1) * 2 - 1``, which runs past 1 (and is clamped later).
         """
-        axes = [self._axis(n, 0.5, self._cells(n), like) for n in (height, width)]
+        axes = [(_indices(n, like) + 0.5) / self._cells(n) * 2 - 1 for n in (height, width)]
         return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
 
     def query_axis(self, size: int, like: Tensor) -> Tensor:
         """Positions of the queries along one axis, ``(size,)``: cell centres in DAT, border to border in DAT++."""
         if self.convention == 'dat':
-            return self._axis(size, 0.5, size, like)
-        return self._axis(size, 0.0, size - 1, like)
+            return (_indices(size, like) + 0.5) / size * 2 - 1
+        return (_indices(size, like) * 2 - (size - 1)) / self._cells(size)
 
     def _cells(self, size: int) -> int:
-        """What the convention divides an axis of keys by."""
-        return size if self.convention == 'dat' else size - 1
-
-    @staticmethod
-    def _axis(size: int, first: float, cells: int, like: Tensor) -> Tensor:
-        i = torch.arange(size, dtype=like.dtype, device=like.device)
-        # A single point has no extent to divide by: it lies in the centre.
-        return (i + first) / cells * 2 - 1 if cells else torch.zeros_like(i)
+        """What the convention divides an axis by; 1 for a single point, which then lies in the centre."""
+        # Not max: the size would be fixed in an exported program.
+        return size if self.convention == 'dat' else torch.sym_max(size - 1, 1)
 
     def score_bias(self, query: Tensor, position: Optional[Tensor]) -> Optional[PositionBias]:
         """What is added to the scores of the projected query ``(B, C, H, W)`` at the sampled positions, if anything."""
@@ -211,6 +225,10 @@ class DeformableAttention(nn.Module):
             return TableBias(self.relative_position_bias_table, position, *axes, even=True)
         hidden, _, out = self.bias_mlp
         return LogBias(hidden.weight, hidden.bias, out.weight, position, *axes)
+
+
+def _indices(size: int, like: Tensor) -> Tensor:
+    return torch.arange(size, dtype=like.dtype, device=like.device)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch import Tensor
 from mmdat.ops import check_implementation, neighborhood_attention
 from mmdat.registry import MODELS
 
-from ..layers import Linear2d
+from ..layers import Linear2d, check_heads
 
 
 @MODELS.register_module()
@@ -18,20 +18,20 @@ class NeighborhoodAttention(nn.Module):
     A map smaller than the kernel is padded with zeros at the right and the bottom.
 
     Args:
-        dim: Channels.
-        num_heads: Heads; divides ``dim``.
+        in_channels: Channels of the map, before and after.
+        num_heads: Heads; divides ``in_channels``.
         kernel_size: Odd side of the neighbourhood in pixels of the map.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
         impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.neighborhood_attention`.
 
     Raises:
-        ValueError: If ``kernel_size`` is even or ``impl`` unknown.
+        ValueError: If ``num_heads`` does not divide ``in_channels``, ``kernel_size`` is even or ``impl`` unknown.
     """
 
     def __init__(
         self,
-        dim: int,
+        in_channels: int,
         num_heads: int,
         kernel_size: int = 7,
         attn_drop_rate: float = 0.0,
@@ -39,6 +39,7 @@ class NeighborhoodAttention(nn.Module):
         impl: str = 'fast',
     ):
         super().__init__()
+        check_heads(in_channels, num_heads)
         check_implementation(impl)
         if kernel_size % 2 == 0:
             raise ValueError(
@@ -48,8 +49,8 @@ class NeighborhoodAttention(nn.Module):
         self.kernel_size = kernel_size
         self.attn_drop_rate = attn_drop_rate
         self.impl = impl
-        self.qkv = Linear2d(dim, 3 * dim)
-        self.proj_out = Linear2d(dim, dim)
+        self.qkv = Linear2d(in_channels, 3 * in_channels)
+        self.proj_out = Linear2d(in_channels, in_channels)
         self.proj_drop = nn.Dropout(proj_drop_rate)
         self.relative_position_bias_table = nn.Parameter(
             torch.zeros(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from mmdat.ops import check_implementation, window_attention
 from mmdat.registry import MODELS
 
-from ..layers import Linear2d
+from ..layers import Linear2d, check_heads
 
 
 @MODELS.register_module()
@@ -21,22 +21,22 @@ class WindowAttention(nn.Module):
     bottom, as in Swin.
 
     Args:
-        dim: Channels.
-        num_heads: Heads; divides ``dim``.
+        in_channels: Channels of the map, before and after.
+        num_heads: Heads; divides ``in_channels``.
         window_size: Side of the windows in pixels of the map.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
         impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.window_attention`.
 
     Raises:
-        ValueError: If ``impl`` is unknown.
+        ValueError: If ``num_heads`` does not divide ``in_channels`` or ``impl`` is unknown.
     """
 
     shift = 0
 
     def __init__(
         self,
-        dim: int,
+        in_channels: int,
         num_heads: int,
         window_size: int = 7,
         attn_drop_rate: float = 0.0,
@@ -44,13 +44,14 @@ class WindowAttention(nn.Module):
         impl: str = 'fast',
     ):
         super().__init__()
+        check_heads(in_channels, num_heads)
         check_implementation(impl)
         self.impl = impl
         self.num_heads = num_heads
         self.window_size = window_size
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = Linear2d(dim, 3 * dim)
-        self.proj_out = Linear2d(dim, dim)
+        self.qkv = Linear2d(in_channels, 3 * in_channels)
+        self.proj_out = Linear2d(in_channels, in_channels)
         self.proj_drop = nn.Dropout(proj_drop_rate)
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
@@ -83,6 +84,6 @@ class ShiftedWindowAttention(WindowAttention):
     Swin rounds down; the released DAT weights were trained with ``ceil(window_size / 2)``.
     """
 
-    def __init__(self, dim: int, num_heads: int, window_size: int = 7, **kwargs):
-        super().__init__(dim, num_heads, window_size, **kwargs)
+    def __init__(self, in_channels: int, num_heads: int, window_size: int = 7, **kwargs):
+        super().__init__(in_channels, num_heads, window_size, **kwargs)
         self.shift = math.ceil(window_size / 2)
