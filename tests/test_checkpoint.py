@@ -205,7 +205,7 @@ def test_convert_as_a_command(tmp_path):
         text=True,
     )
     assert result.returncode == 1
-    assert result.stderr.startswith('convert_checkpoint.py: there is no checkpoint none.pth')
+    assert result.stderr.startswith(f'convert_checkpoint.py: there is no checkpoint {tmp_path}/none.pth: correct')
     assert len(result.stderr.strip().splitlines()) == 1
 
 
