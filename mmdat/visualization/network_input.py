@@ -68,7 +68,10 @@ def _find_backbone(node: Any) -> Optional[dict]:
 @reading_without_code()
 def _load(backbone: DAT, path: str) -> None:
     checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')  # init_cfg may have an address
-    missing = backbone.load_state_dict(backbone_entries(unwrap(checkpoint)), strict=False).missing_keys
+    try:
+        missing = backbone.load_state_dict(backbone_entries(unwrap(checkpoint)), strict=False).missing_keys
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
     # Only the output norms may be missing: those of classifiers are not those of detectors.
     missing = [key for key in missing if not key.startswith('norm')]
     if missing:
