@@ -27,8 +27,12 @@ from .sharding import check_sharding
 from .weights import load_weights
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
-# What MMEngine's Runner and this module look for at the top level of a config.
-_TOP_LEVEL = {*inspect.signature(Runner.__init__).parameters, 'tta_model', 'tta_pipeline', 'find_unused_parameters'}
+# What MMEngine's runners and this module look for at the top level of a config.
+_TOP_LEVEL = {
+    *inspect.signature(Runner.__init__).parameters,
+    *inspect.signature(FlexibleRunner.__init__).parameters,
+    *('runner_type', 'compile', 'find_unused_parameters', 'tta_model', 'tta_pipeline'),
+}
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
