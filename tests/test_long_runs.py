@@ -85,7 +85,6 @@ def test_workers_do_not_leak(tmp_path, monkeypatch):
         del runner
         gc.collect()
         left.append(processes_and_files())
-    print(left)
     assert all(children == 0 for children, _ in left)
     # The log files stay open with their loggers, one or two of each run.
     assert left[1][1] - left[0][1] <= 2
