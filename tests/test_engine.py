@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.utils import digit_version
 
 from mmdat import DAT
 from mmdat.datasets import make_shapes
@@ -19,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 MASK_RCNN = ROOT / 'configs/demo/maskrcnn_datnano_shapes.py'
 UPERNET = ROOT / 'configs/demo/upernet_datnano_shapes.py'
 CLASSIFIER = ROOT / 'configs/demo/datnano_shapes.py'
+CAN_COMPILE = digit_version(torch.__version__) >= digit_version('2.4')
 
 
 @pytest.fixture(scope='module')
@@ -165,6 +167,48 @@ def test_options_that_cannot_be_served(workplace):
         evaluate(config(MASK_RCNN), 'empty.pth', tta=True)
     with pytest.raises(RunError, match='--out must name a .pkl file, got x.json'):
         evaluate(config(MASK_RCNN), 'empty.pth', out='x.json')
+
+
+@pytest.mark.skipif(CAN_COMPILE, reason='this PyTorch can compile')
+def test_compiling_is_refused_where_it_makes_nan(workplace):
+    torch.save({}, 'empty.pth')
+    message = f'needs PyTorch 2.4 or newer, this is {torch.__version__}'
+    with pytest.raises(RunError, match=message):
+        train(config(CLASSIFIER), compile=True)
+    with pytest.raises(RunError, match=message):
+        train(config(CLASSIFIER, compile=dict(mode='reduce-overhead')))
+    with pytest.raises(RunError, match=message):
+        evaluate(config(CLASSIFIER), 'empty.pth', compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_COMPILE, reason='torch.compile needs PyTorch 2.4')
+@pytest.mark.parametrize('name', ['datnano', 'datppnano'])
+def test_compiled_training_and_testing_give_the_same(name, workplace):
+    from torch._dynamo.utils import counters  # takes seconds
+
+    loader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+    options = {
+        **{f'{part}_dataloader': loader for part in ('train', 'val', 'test')},
+        'train_cfg.max_epochs': 1,
+        'default_hooks.checkpoint.interval': 1,
+        'custom_hooks': [],
+    }
+    backend = dict(compile=dict(backend='aot_eager'))  # inductor, the default, takes minutes more
+    path = ROOT / f'configs/demo/{name}_shapes.py'
+    weights, figures = [], []
+    for more in ({}, backend):
+        torch._dynamo.reset()
+        counters.clear()
+        train(config(path, **options, **more), compile=bool(more))
+        trained = counters['stats']['unique_graphs']
+        weights.append(torch.load('work/epoch_1.pth', map_location='cpu', weights_only=False)['state_dict'])
+        figures.append(evaluate(config(path, **options, **more), 'work/epoch_1.pth', compile=bool(more)))
+        tested = counters['stats']['unique_graphs'] - trained
+        assert (trained > 0, tested > 0) == (bool(more), bool(more))
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-4)
+    assert figures[0] == figures[1]
 
 
 def test_missing_config(tmp_path):

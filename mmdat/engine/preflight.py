@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
+import torch
 from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.runner import find_latest_checkpoint
+from mmengine.utils import digit_version
 
 from mmdat.models.checkpoint import is_official, load_file
 
@@ -87,6 +89,19 @@ def check_amp(cfg: Config) -> None:
         raise RunError(
             'mixed precision (--amp, or AmpOptimWrapper in the config) needs a GPU, and torch sees none: '
             'leave it out to train in full precision'
+        )
+
+
+def check_compile(cfg: Config) -> None:
+    """Check that torch.compile, if asked for, can be trusted here.
+
+    Raises:
+        RunError: With PyTorch before 2.4.
+    """
+    if cfg.get('compile') and digit_version(torch.__version__) < digit_version('2.4'):
+        raise RunError(
+            f'torch.compile (--compile, or compile in the config) needs PyTorch 2.4 or newer, this is '
+            f'{torch.__version__}, which computes NaN in a compiled backbone: leave it out'
         )
 
 

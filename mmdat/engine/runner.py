@@ -15,7 +15,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 from mmdat.models.checkpoint import CheckpointError
 
 from .own_data import complete_config
-from .preflight import RunError, check_amp, check_run
+from .preflight import RunError, check_amp, check_compile, check_run
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
 
@@ -37,6 +37,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         metavar='KEY=VALUE',
         help='entries of the config to change, such as train_dataloader.batch_size=4',
+    )
+    parser.add_argument(
+        '--compile', action='store_true', help='compile the model with torch.compile (the first steps take minutes)'
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -71,7 +74,13 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_scale_lr: bool = False) -> None:
+def train(
+    cfg: Config,
+    amp: bool = False,
+    resume: Optional[str] = None,
+    auto_scale_lr: bool = False,
+    compile: bool = False,
+) -> None:
     """Train and evaluate.
 
     Args:
@@ -79,6 +88,7 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
         amp: Train in mixed precision.
         resume: A checkpoint to go on from, or ``'auto'`` for the latest in the work directory.
         auto_scale_lr: Scale the learning rate to the batch size, by ``auto_scale_lr.base_batch_size``.
+        compile: Compile the training step, with the options of ``cfg.compile`` if there are any.
 
     Raises:
         RunError: If the run cannot be made, before the model is built.
@@ -98,7 +108,10 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
                 'size that its learning rate is meant for'
             )
         cfg.auto_scale_lr.enable = True
+    if compile:
+        cfg.compile = cfg.get('compile') or True
     check_amp(cfg)
+    check_compile(cfg)
     check_run(cfg, training=True)
     runner = _build(cfg)
     if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
@@ -107,7 +120,12 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
 
 
 def evaluate(
-    cfg: Config, checkpoint: str, out: Optional[str] = None, show_dir: Optional[str] = None, tta: bool = False
+    cfg: Config,
+    checkpoint: str,
+    out: Optional[str] = None,
+    show_dir: Optional[str] = None,
+    tta: bool = False,
+    compile: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint.
 
@@ -117,6 +135,7 @@ def evaluate(
         out: A .pkl file for the predictions.
         show_dir: A directory for pictures of the predictions.
         tta: Test-time augmentation, by ``tta_model`` and ``tta_pipeline`` of the config.
+        compile: Compile the test step, with the options of ``cfg.compile`` if there are any.
 
     Returns:
         The figures of the evaluators.
@@ -131,8 +150,13 @@ def evaluate(
         _save_pictures(cfg, os.path.abspath(show_dir))
     if tta:
         _augment_test(cfg)
+    if compile:
+        cfg.compile = cfg.get('compile') or True
+    check_compile(cfg)
     check_run(cfg, training=False)
-    return _build(cfg).test()
+    runner = _build(cfg)
+    runner._maybe_compile('test_step')  # the Runner does this by itself in training only
+    return runner.test()
 
 
 def run(main: Callable[[], Any]) -> None:
