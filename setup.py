@@ -56,6 +56,7 @@ setup(
         'mim': requirements('mminstall'),
         'tests': requirements('tests'),
         'export': requirements('export'),
+        'docs': requirements('docs'),
     },
     cmdclass={'build_py': BuildWithMim},
 )

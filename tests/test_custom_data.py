@@ -389,15 +389,3 @@ def test_data_needs_a_layout(workplace):
 def test_unknown_layouts_are_refused(workplace):
     with pytest.raises(RunError, match="classes_from must be one of coco, label_maps, class_folders, got 'names'"):
         load(ROOT / 'configs/dat_t_300e_in1k.py', 'class_folders', classes_from='names')
-
-
-@pytest.mark.parametrize('document', ['custom_data', 'from_official'])
-def test_documents_name_what_exists(document):
-    text = (ROOT / f'docs/{document}.md').read_text()
-    for path in re.findall(r'\b((?:configs|tools)/[\w/]+\.(?:py|sh|md))', text):
-        assert (ROOT / path).is_file(), path
-    for path in re.findall(r'\]\(([\w./]+)\)', text):
-        assert (ROOT / 'docs' / path).is_file(), path
-    for file, test in re.findall(r'(tests/\w+\.py)::(\w+)', text):
-        assert f'\ndef {test}(' in (ROOT / file).read_text(), f'{file}::{test}'
-    assert 'tests/test_parity.py::' in text or document == 'custom_data'

@@ -142,6 +142,7 @@ def run_case(case: Case, args: argparse.Namespace) -> list[dict[str, Any]]:
                 fastest=min(seconds),
                 slowest=max(seconds),
                 flops=some[0]['flops'],
+                bytes=some[0]['bytes'],
                 memory=statistics.median(sample['memory'] for sample in some),
             )
         )
@@ -163,7 +164,10 @@ def measure(
     step = make_step(name, variant, mode, size, device)
     memory = Memory(device)
     seconds = [timed(step, device, clock) for _ in range(1 + runs)][1:]
-    return dict(seconds=seconds, memory=memory.peak(), flops=count_flops(name, variant, mode, size))
+    peak = memory.peak()
+    # The backward pass takes each product twice; what is computed again for it is not counted.
+    flops = count_flops(name, variant, size) * (3 if mode == 'training' else 1)
+    return dict(seconds=seconds, memory=peak, flops=flops, bytes=count_bytes(name, variant, mode, size))
 
 
 def timed(step: Callable[[], None], device: str, clock: str = 'wall') -> float:
@@ -208,8 +212,8 @@ class Memory:
         return int(line.split()[1]) * 1024
 
 
-def count_flops(name: str, variant: str, mode: str, size: Sequence[int]) -> int:
-    """Of the matrix products and convolutions that the plain form needs, counted on the meta device."""
+def count_flops(name: str, variant: str, size: Sequence[int]) -> int:
+    """Of the matrix products and convolutions of a forward pass in the plain form, counted on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode
 
     if 'attention' in name:
@@ -217,10 +221,33 @@ def count_flops(name: str, variant: str, mode: str, size: Sequence[int]) -> int:
     elif variant.startswith('DAT'):
         variant = variant.split()[0] + ' naive'
     counter = FlopCounterMode(display=False)
-    step = make_step(name, variant, mode, size, 'meta')
+    step = make_step(name, variant, 'forward', size, 'meta')
     with counter:
         step()
     return counter.get_total_flops()
+
+
+def count_bytes(name: str, variant: str, mode: str, size: Sequence[int]) -> int:
+    """What all operations read and write, each on its own, counted on the meta device; caches may hold much of it."""
+    import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
+    from torch.utils._pytree import tree_leaves
+
+    class Counter(TorchDispatchMode):
+        total = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            if not function.is_view:
+                tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+                self.total += sum(x.numel() * x.element_size() for x in tensors)
+            return out
+
+    counter = Counter()
+    step = make_step(name, variant.replace(' compiled', ''), mode, size, 'meta')
+    with counter:
+        step()
+    return counter.total
 
 
 def make_step(name: str, variant: str, mode: str, size: Sequence[int], device: str) -> Callable[[], None]:
@@ -345,7 +372,7 @@ def describe_machine(device: str, threads: int) -> dict[str, Any]:
         torch=torch.__version__,
         python=platform.python_version(),
         flops_per_second=2 * 2048**3 / product,
-        copied_bytes_per_second=big.numel() * 4 / copying,
+        bytes_per_second=2 * big.numel() * 4 / copying,  # read and written
     )
 
 
@@ -359,16 +386,18 @@ def processor_name() -> str:
 def table(results: Sequence[dict[str, Any]], machine: dict[str, Any]) -> str:
     """A Markdown table; times and memory also relative to the first variant, rates to the machine's."""
     lines = [
-        '| what | variant | mode | time (spread) | of the first | memory | of the first | products, % of peak |',
-        '|---|---|---|---|---|---|---|---|',
+        '| what | variant | mode | time (spread) | of the first | memory | of the first | products, % of peak '
+        '| bytes, % of copying |',
+        '|---|---|---|---|---|---|---|---|---|',
     ]
     for r in results:
-        share = f'{100 * r["flops"] / r["seconds"] / machine["flops_per_second"]:.0f}'
+        products = 100 * r['flops'] / r['seconds'] / machine['flops_per_second']
+        traffic = 100 * r['bytes'] / r['seconds'] / machine['bytes_per_second']
         lines.append(
             f'| {r["case"]} | {r["variant"]} | {r["mode"]} '
             f'| {r["seconds"]:.2f} s ({r["fastest"]:.2f} to {r["slowest"]:.2f}) '
             f'| {r["relative_seconds"]:.3f} | {r["memory"] / 2**30:.2f} GiB | {r["relative_memory"]:.3f} '
-            f'| {share} |'
+            f'| {products:.0f} | {traffic:.0f} |'
         )
     return '\n'.join(lines)
 

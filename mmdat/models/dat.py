@@ -171,7 +171,7 @@ class DAT(BaseModule):
             prefix: What the names of this backbone's parameters start with.
 
         Returns:
-            The depth and the number of depths: 0 is the stem, then come the blocks one by one, each stage's last
+            The depth and the number of depths. Depth 0 is the stem, then come the blocks one by one, each stage's last
             together with the downsampling behind it, and at last the output norms and all that is not the backbone.
         """
         num_depths = sum(self.arch.depths) + 2

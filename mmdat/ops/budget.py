@@ -5,8 +5,8 @@ from typing import Optional
 
 import torch
 
-#: Bytes of scores that are held at a time: on a CPU a part of its caches, elsewhere enough for few large kernels.
-CHUNK_BYTES = {'cpu': 2 * 2**20, 'other': 256 * 2**20}
+#: Bytes of scores that are held at a time, on a CPU a part of its caches, elsewhere enough for few large kernels.
+CHUNK_BYTES = {'cpu': 8 * 2**20, 'other': 256 * 2**20}
 
 # Read once: torch.compile of torch 2.1 cannot trace the environment.
 _FROM_ENVIRONMENT = os.environ.get('MMDAT_CHUNK_BYTES')

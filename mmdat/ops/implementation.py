@@ -11,6 +11,7 @@ IMPLEMENTATIONS = ('fast', 'naive')
 
 
 def check_implementation(impl: str) -> None:
+    """Raise a ValueError, which names the values there are, for an unknown ``impl``."""
     if impl not in IMPLEMENTATIONS:
         raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got '{impl}'")
 

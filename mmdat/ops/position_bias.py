@@ -39,6 +39,7 @@ class TableBias(NamedTuple):
         return self.position.dtype
 
     def rows(self, start: int, stop: int) -> Tensor:
+        """Bias of the queries in rows ``start`` to ``stop - 1`` to all keys, ``(B or 1, heads, rows * W, N)``."""
         batch, groups = self.position.shape[:2]
         displacement = _displacement(self, start, stop) / 2
         table = self.table.to(displacement.dtype).unflatten(0, (groups, -1)).repeat(batch, 1, 1, 1)
@@ -70,6 +71,7 @@ class LogBias(NamedTuple):
         return self.position.dtype
 
     def rows(self, start: int, stop: int) -> Tensor:
+        """Bias of the queries in rows ``start`` to ``stop - 1`` to all keys, ``(B or 1, heads, rows * W, N)``."""
         displacement = _displacement(self, start, stop) * 4
         displacement = displacement.sign() * torch.log2(displacement.abs() + 1) / math.log2(8)
         hidden = F.linear(displacement, self.weight1, self.bias1).relu()
@@ -94,6 +96,7 @@ class FixedBias(NamedTuple):
         return self.table.dtype
 
     def rows(self, start: int, stop: int) -> Tensor:
+        """Bias of the queries in rows ``start`` to ``stop - 1`` to all keys, ``(B or 1, heads, rows * W, N)``."""
         height, width = self.query_size
         if self.table.shape[1:] == (height * width, self.num_keys):
             return self.table[None, :, start * width : stop * width]
