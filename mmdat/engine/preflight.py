@@ -92,16 +92,16 @@ def check_amp(cfg: Config) -> None:
         )
 
 
-def check_compile(cfg: Config) -> None:
-    """Check that torch.compile, if asked for, can be trusted here.
+def check_compile() -> None:
+    """Check that torch.compile can be trusted here.
 
     Raises:
         RunError: With PyTorch before 2.4.
     """
-    if cfg.get('compile') and digit_version(torch.__version__) < digit_version('2.4'):
+    if digit_version(torch.__version__) < digit_version('2.4'):
         raise RunError(
-            f'torch.compile (--compile, or compile in the config) needs PyTorch 2.4 or newer, this is '
-            f'{torch.__version__}, which computes NaN in a compiled backbone: leave it out'
+            f'--compile needs PyTorch 2.4 or newer, this is {torch.__version__}, whose torch.compile makes NaN of the '
+            f'backbone: leave it out'
         )
 
 
