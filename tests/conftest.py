@@ -1,5 +1,6 @@
 import pytest
 import torch
+from yapf.yapflib import yapf_api
 
 #: A small architecture of each generation that holds all of its mixers.
 NANO = {
@@ -20,6 +21,22 @@ NANO = {
         stage_spec=('ND', 'D', 'ND', 'D'),
     ),
 }
+
+
+def _remember(format_code):
+    """MMEngine formats the config of a run five times, which takes longer than a run of a test does."""
+    known = {}
+
+    def remembering(text, **options):
+        key = text, repr(options)
+        if key not in known:
+            known[key] = format_code(text, **options)
+        return known[key]
+
+    return remembering
+
+
+yapf_api.FormatCode = _remember(yapf_api.FormatCode)
 
 
 @pytest.fixture(autouse=True)

@@ -86,6 +86,21 @@ def test_degenerate_maps_are_finite(position_bias, size, convention, offset_rang
     assert all(p.grad.isfinite().all() for p in layer.parameters() if p.grad is not None)
 
 
+@pytest.mark.parametrize('size', [(1, 1), (3, 9), (2, 3)])
+def test_maps_smaller_than_a_key_cell_have_one_key_along_that_side(size):
+    x = torch.randn(2, 8, *size)
+    for options in (dict(), dict(position_bias='fixed')):
+        layer = DeformableAttention(8, 4, 2, (2, 2), 4, 4, **options)
+        with mmdat.record_sampling(torch.nn.Sequential(layer)) as points:
+            assert layer(x).isfinite().all()
+        assert points['0'][0].position.shape[2:4] == tuple(max(side // 4, 1) for side in size)
+    pooled = DeformableAttention(8, 4, 2, (2, 2), 4, 4, use_offsets=False)
+    if max(size) < 4:  # one key, their mean: everything attends to it
+        mean = pooled.proj_out(pooled.proj_v(x.mean((2, 3), keepdim=True)))
+        torch.testing.assert_close(pooled(x), mean.expand_as(x))
+    assert pooled(x).isfinite().all()
+
+
 @pytest.mark.parametrize('size', [(31, 64), (64, 8)])
 def test_too_small_images_are_refused(nano, size):
     with pytest.raises(ValueError, match=f'{size[0]}x{size[1]}'):

@@ -60,9 +60,11 @@ def scalars(work_dir):
     return latest.read_text()
 
 
+# An untrained detector finds something everywhere; to segment, evaluate and draw all of it takes long.
+FEW = 'model.train_cfg.rpn_proposal.max_per_img=50 model.test_cfg.rpn.max_per_img=20 model.test_cfg.rcnn.max_per_img=5'
 # Config, an option for training to step 1 and one for going on to step 2, and how step checkpoints are called.
 TASKS = {
-    'maskrcnn': ('train_cfg.max_epochs={} train_cfg.val_interval=1', 'epoch_{}.pth', 'coco/segm_mAP', 2),
+    'maskrcnn': (f'{FEW} train_cfg.max_epochs={{}} train_cfg.val_interval=1', 'epoch_{}.pth', 'coco/segm_mAP', 2),
     'upernet': ('train_cfg.max_iters={} train_cfg.val_interval=1', 'iter_{}.pth', 'mIoU', 1),
     'classifier': ('train_cfg.max_epochs={} train_cfg.val_interval=1', 'epoch_{}.pth', 'accuracy/top1', 2),
 }
@@ -90,7 +92,16 @@ def test_train_resume_test(task, generation, workplace, monkeypatch):
 
     out, pictures = workplace / 'predictions.pkl', workplace / 'pictures'
     call(
-        monkeypatch, 'test', config, work_dir / checkpoint.format(2), *common[1:], '--out', out, '--show-dir', pictures
+        monkeypatch,
+        'test',
+        config,
+        work_dir / checkpoint.format(2),
+        '--out',
+        out,
+        '--show-dir',
+        pictures,
+        *common[1:],
+        *schedule.format(2).split(),
     )
     assert len(pickle.loads(out.read_bytes())) == 2
     assert len([path for path in pictures.rglob('*') if path.suffix in ('.jpg', '.png')]) == 2
@@ -140,17 +151,26 @@ def test_test_time_augmentation(workplace, monkeypatch):
 @pytest.mark.parametrize(
     'config, override, options, metric',
     [
+        # The cheapest; in this process, tests/test_configs_run.py runs the others.
         (
+            'dat_t_300e_in1k',
+            'on_shapes_in1k',
+            ['train_dataloader.dataset.indices=2', 'val_dataloader.dataset.indices=2'],
+            'accuracy/top1',
+        ),
+        pytest.param(
             'maskrcnn_dat_t_1x_coco',
             'on_shapes_coco',
             ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1'],
             'coco/segm_mAP',
+            marks=pytest.mark.slow,
         ),
-        (
+        pytest.param(
             'upernet_dat_t_160k_ade20k',
             'on_shapes_ade20k',
             ['train_cfg.max_iters=2', 'train_cfg.val_interval=2'],
             'mIoU',
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
 COCO = (800, 1344)
+#: A first run that is shorter only warms up; in a longer one, in seconds, that makes no difference, so it counts alone.
+WARM_UP = 30
 
 
 class Case(NamedTuple):
@@ -84,7 +86,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--device', default='cpu', choices=['cpu', 'cuda'])
     parser.add_argument('--threads', type=int, default=os.cpu_count(), help='threads of the CPU (default: all)')
     parser.add_argument('--repeats', type=int, default=3, help='processes per variant, in turns')
-    parser.add_argument('--runs', type=int, default=3, help='timed runs per process, after one to warm up')
+    parser.add_argument(
+        '--runs',
+        type=int,
+        default=3,
+        help=f'timed runs per process after one to warm up, which counts alone if over {WARM_UP} s',
+    )
     parser.add_argument(
         '--clock',
         default='wall',
@@ -163,7 +170,9 @@ def measure(
     torch.manual_seed(0)
     step = make_step(name, variant, mode, size, device)
     memory = Memory(device)
-    seconds = [timed(step, device, clock) for _ in range(1 + runs)][1:]
+    seconds = [timed(step, device, clock)]
+    if seconds[0] < WARM_UP:
+        seconds = [timed(step, device, clock) for _ in range(runs)]
     peak = memory.peak()
     # The backward pass takes each product twice; what is computed again for it is not counted.
     flops = count_flops(name, variant, size) * (3 if mode == 'training' else 1)

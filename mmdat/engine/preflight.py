@@ -92,12 +92,16 @@ def check_amp(cfg: Config) -> None:
         )
 
 
-def check_compile() -> None:
+def check_compile(cfg: Config) -> None:
     """Check that torch.compile can be trusted here.
 
     Raises:
-        RunError: With PyTorch before 2.4.
+        RunError: With PyTorch before 2.4, or another runner than MMEngine's usual one.
     """
+    if cfg.get('runner_type', 'Runner') != 'Runner':
+        raise RunError(
+            f'--compile works with the runner_type Runner, but the config has {cfg.runner_type}: leave it out'
+        )
     if digit_version(torch.__version__) < digit_version('2.4'):
         raise RunError(
             f'--compile needs PyTorch 2.4 or newer, this is {torch.__version__}, whose torch.compile makes NaN of the '

@@ -4,18 +4,20 @@ import argparse
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.registry import RUNNERS
+from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
 
 from mmdat.models.checkpoint import CheckpointError
 
 from .own_data import complete_config
 from .preflight import RunError, check_amp, check_compile, check_run
+from .sharding import check_sharding
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
 
@@ -111,8 +113,9 @@ def train(
             )
         cfg.auto_scale_lr.enable = True
     if compile:
-        check_compile()
+        check_compile(cfg)
     check_amp(cfg)
+    check_sharding(cfg)
     check_run(cfg, training=True)
     runner = _build(cfg, compile)
     if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
@@ -145,6 +148,7 @@ def evaluate(
         RunError: If the run cannot be made, before the model is built.
     """
     cfg.load_from, cfg.resume = checkpoint, False
+    cfg.pop('runner_type', None)  # of sharded training, which leaves whole checkpoints
     if out:
         _save_predictions(cfg, out)
     if show_dir:
@@ -152,7 +156,7 @@ def evaluate(
     if tta:
         _augment_test(cfg)
     if compile:
-        check_compile()
+        check_compile(cfg)
     check_run(cfg, training=False)
     return _build(cfg, compile).test()
 
@@ -211,10 +215,10 @@ def _replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:
             _replace(child, key, change)
 
 
-def _build(cfg: Config, compile: bool) -> Runner:
+def _build(cfg: Config, compile: bool) -> Union[Runner, FlexibleRunner]:
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    runner = Runner.from_cfg(cfg)
+    runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the config's runner_type
     if compile:
         # Not MMEngine's cfg.compile: it takes the optimizer's step too, where torch 2.14 fails, and nothing in testing.
         model = runner.model
@@ -238,6 +242,8 @@ def _distribute_on_cpu(cfg: Config) -> None:
         broadcast_buffers=False,
         find_unused_parameters=cfg.get('find_unused_parameters', False),
     )
+    if cfg.get('strategy', {}).get('type') == 'FSDPStrategy':
+        cfg.strategy.model_wrapper.device_id = 'cpu'
     changed: list[str] = []
 
     def to_bn(name: Any) -> Any:
@@ -268,7 +274,7 @@ def _save_pictures(cfg: Config, directory: str) -> None:
         # The hook joins this with the work directory for every image: it must be absolute.
         hooks.visualization = dict(type='DetVisualizationHook', draw=True, test_out_dir=directory)
     elif scope == 'mmseg':
-        hooks.visualization = dict(type='SegVisualizationHook', draw=True)
+        hooks.visualization = dict(type='SegVisualizationHook', draw=True, interval=1)  # mmseg 1.2 heeds it in tests
         cfg.visualizer = dict(
             type='SegLocalVisualizer', vis_backends=[dict(type='LocalVisBackend')], save_dir=directory
         )

@@ -22,12 +22,6 @@ def no_autocast(device: torch.device) -> torch.autocast:
     return torch.autocast('cpu' if device.type == 'meta' else device.type, enabled=False)
 
 
-def is_compiling() -> bool:
-    """Whether torch.compile or torch.export is tracing."""
-    # torch 2.1 does not have the public function yet; importing torch._dynamo takes seconds.
-    return torch.compiler.is_compiling() if hasattr(torch.compiler, 'is_compiling') else torch._dynamo.is_compiling()
-
-
 class RefuseSecondDerivative(Function):
     """The identity on gradients, for a backward pass that cannot be differentiated.
 

@@ -108,9 +108,10 @@ class DeformableAttention(nn.Module):
         self.proj_out = Linear2d(in_channels, in_channels)
         self.proj_drop = nn.Dropout(proj_drop_rate)
         group_dim = in_channels // groups
+        self.unpadded = kernel_size == stride
         self.offset_net = (
             nn.Sequential(
-                depthwise_conv(group_dim, kernel_size, stride, 0 if kernel_size == stride else kernel_size // 2),
+                depthwise_conv(group_dim, kernel_size, stride, 0 if self.unpadded else kernel_size // 2),
                 LayerNorm2d(group_dim),
                 nn.GELU(),
                 Linear2d(group_dim, 2, bias=False),
@@ -123,7 +124,7 @@ class DeformableAttention(nn.Module):
         if self.position_bias == 'table':
             self._make_table(2 * height - 1, 2 * width - 1)
         elif self.position_bias == 'fixed':
-            self._make_table(height * width, (height // stride) * (width // stride))
+            self._make_table(height * width, max(height // stride, 1) * max(width // stride, 1))
         elif self.position_bias == 'dwconv':
             self.bias_conv = depthwise_conv(in_channels)
         elif self.position_bias == 'log':
@@ -141,7 +142,7 @@ class DeformableAttention(nn.Module):
         query = self.proj_q(x)
         if self.offset_net is None:
             position = None
-            sampled = F.avg_pool2d(x, self.stride)
+            sampled = F.avg_pool2d(x, [min(self.stride, side) for side in x.shape[2:]])
             if self.on_sample is not None:
                 self.on_sample(self._pooled_points(x, sampled))
         else:
@@ -166,6 +167,9 @@ class DeformableAttention(nn.Module):
         At least float32, also under autocast: half precision cannot tell pixels of a large map apart.
         """
         batch = query.shape[0]  # len() would fix it in an exported program
+        if self.unpadded and self.stride > 1:  # a map smaller than a key cell is filled up to one
+            height, width = query.shape[2:]
+            query = F.pad(query, (0, max(self.stride - width, 0), 0, max(self.stride - height, 0)))
         offset = self.offset_net(query.unflatten(1, (self.groups, -1)).flatten(0, 1))
         offset = offset.permute(0, 2, 3, 1).unflatten(0, (batch, self.groups))
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
@@ -186,7 +190,7 @@ class DeformableAttention(nn.Module):
         """The centres of the pooled cells, as points of one group that do not move."""
         like = x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32))
         axes = [
-            ((_indices(n, like) * 2 + 1) * self.stride - size) / max(size - 1, 1)
+            ((_indices(n, like) * 2 + 1) * min(self.stride, size) - size) / max(size - 1, 1)
             for n, size in zip(pooled.shape[2:], x.shape[2:])
         ]
         reference = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)

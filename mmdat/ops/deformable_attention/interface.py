@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdat.compat import is_compiling
+
 from ..budget import scores_at_a_time
-from ..implementation import check_implementation, is_compiling
+from ..implementation import check_implementation
 from ..position_bias import PositionBias, TableBias
 from .chunked import chunked_deformable_attention
 from .naive import naive_deformable_attention

@@ -5,8 +5,10 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from mmdat.compat import is_compiling
+
 from ..budget import scores_at_a_time
-from ..implementation import check_implementation, is_compiling
+from ..implementation import check_implementation
 from .naive import naive_neighborhood_attention, naive_window_attention
 from .operator import tiled_local_attention
 

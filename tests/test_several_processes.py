@@ -1,0 +1,233 @@
+"""Training and evaluation in two processes of a CPU, through the Runner and MMEngine's launcher."""
+
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from small_runs import ROOT, SIZE, in_processes, recorded, small_config, train_alone
+
+from mmdat.datasets import make_shapes
+from mmdat.engine.preflight import RunError
+from mmdat.engine.runner import evaluate, train
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='CPU processes; with GPUs the Runner takes those')
+slow = pytest.mark.slow
+WORLD = 2
+# Float32 sums in another order: losses, and weights relative to the largest change that training made to them.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes(out, num_train=8, num_val=3, size=SIZE)
+    return out
+
+
+@pytest.fixture
+def workplace(data, tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train_process(task, generation, work_dir, options, auto_scale_lr):
+    cfg = small_config(task, generation, work_dir, options)
+    cfg.launcher = 'pytorch'
+    train(cfg, auto_scale_lr=auto_scale_lr)
+
+
+def train_together(task, generation, work_dir, options=None, auto_scale_lr=False):
+    """Train in two processes; what each recorded."""
+    in_processes(WORLD, train_process, task, generation, str(work_dir), options or {}, auto_scale_lr)
+    return [recorded(work_dir, rank) for rank in range(WORLD)]
+
+
+def assert_same_weights(weights, expected, before):
+    """The changes of training are the same; ``before`` are the weights that it began with."""
+    assert weights.keys() == expected.keys()
+    floats = [name for name, value in expected.items() if value.is_floating_point()]
+    largest = max((expected[name] - before[name]).abs().max() for name in floats)
+    assert largest > 1e-3
+    for name in floats:
+        assert (weights[name] - expected[name]).abs().max() <= TOLERANCE * largest, name
+
+
+GN = dict(type='GN', num_groups=8)
+#: Batch statistics are those of a process.
+WITHOUT_BATCH_STATISTICS = {'model.decode_head.norm_cfg': GN, 'model.auxiliary_head.norm_cfg': GN}
+
+
+@pytest.mark.parametrize(
+    'task, generation',
+    [
+        ('classifier', 'dat'),
+        ('upernet', 'datpp'),
+        pytest.param('classifier', 'datpp', marks=slow),
+        pytest.param('upernet', 'dat', marks=slow),
+    ],
+)
+def test_two_processes_train_as_one_with_the_joined_batch(task, generation, workplace):
+    """Losses that are means over images or pixels; every parameter has a gradient, or the second step fails."""
+    options = WITHOUT_BATCH_STATISTICS if task == 'upernet' else {}
+    together = train_together(task, generation, workplace / 'together', options)
+    alone = train_alone(task, generation, workplace / 'alone', {**options, 'train_dataloader.batch_size': 2 * WORLD})
+    assert len(alone['losses']) == 2
+    for step, losses in enumerate(alone['losses']):
+        for name, value in losses.items():
+            if 'acc' not in name:
+                mean = sum(run['losses'][step][name] for run in together) / WORLD
+                assert mean == pytest.approx(value, rel=TOLERANCE), name
+    before = train_alone(task, generation, workplace / 'before', {**options, 'optim_wrapper.optimizer.lr': 0.0})
+    for run in together:
+        assert_same_weights(run['weights'], alone['weights'], before['weights'])
+
+
+@pytest.mark.parametrize('generation', ['dat', pytest.param('datpp', marks=slow)])
+def test_a_step_of_a_detector_is_the_mean_of_its_processes(generation, workplace):
+    """MMDetection divides losses by counts of its own process: the joined batch would weigh them otherwise."""
+    one_step = {'train_dataloader.dataset.indices': [0, 1, 2, 3]}
+    together = train_together('maskrcnn', generation, workplace / 'together', one_step)
+    alone = [
+        train_alone(
+            'maskrcnn', generation, workplace / f'alone{rank}', {'train_dataloader.dataset.indices': [rank, rank + 2]}
+        )
+        for rank in range(WORLD)
+    ]
+    for run, expected in zip(together, alone):
+        assert run['losses'] == [pytest.approx(losses, rel=TOLERANCE) for losses in expected['losses']]
+    mean = {name: sum(run['weights'][name] for run in alone) / WORLD for name in alone[0]['weights']}
+    before = train_alone('maskrcnn', generation, workplace / 'before', {**one_step, 'optim_wrapper.optimizer.lr': 0.0})
+    for run in together:
+        assert_same_weights(run['weights'], mean, before['weights'])
+
+
+@pytest.mark.parametrize(
+    'task, generation',
+    [('maskrcnn', 'datpp'), pytest.param('maskrcnn', 'dat', marks=slow), pytest.param('upernet', 'dat', marks=slow)],
+)
+def test_no_parameter_is_unused_and_the_learning_rate_follows_the_batch(task, generation, workplace):
+    options = {'train_dataloader.batch_size': 1, 'auto_scale_lr.base_batch_size': 8}
+    runs = train_together(task, generation, workplace / 'work', options, auto_scale_lr=True)
+    for run in runs:
+        assert len(run['losses']) == 4
+        assert run['rates'] == [pytest.approx(0.01 * WORLD / 8)] * 4
+        assert all(torch.equal(value, runs[0]['weights'][name]) for name, value in run['weights'].items())
+
+
+def evaluate_process(task, generation, work_dir, checkpoint, launcher, options):
+    cfg = small_config(task, generation, work_dir, options)
+    cfg.launcher = launcher
+    figures = evaluate(cfg, checkpoint, out=f'{work_dir}.pkl')
+    torch.save(figures, f'{work_dir}-{os.environ.get("RANK", "0")}.pth')
+
+
+@pytest.mark.parametrize(
+    'task, generation, metric',
+    [
+        ('maskrcnn', 'dat', 'coco/bbox_mAP'),
+        pytest.param('upernet', 'datpp', 'mIoU', marks=slow),
+        pytest.param('classifier', 'datpp', 'accuracy/top1', marks=slow),
+    ],
+)
+def test_evaluation_gathers_every_image_once(task, generation, metric, workplace):
+    """Three images for two processes: one of them gets an image twice, which must not count."""
+    options = {
+        'test_dataloader.batch_size': 1,
+        'custom_hooks': [],
+        # All guesses of a model that has hardly learned anything.
+        **({'model.test_cfg.rcnn.score_thr': 0.0} if task == 'maskrcnn' else {}),
+    }
+    trained = train_alone(task, generation, workplace / 'trained')
+    torch.save({'state_dict': trained['weights']}, 'checkpoint.pth')
+    evaluate_process(task, generation, 'alone', 'checkpoint.pth', 'none', options)
+    in_processes(WORLD, evaluate_process, task, generation, 'together', 'checkpoint.pth', 'pytorch', options)
+    alone = torch.load('alone-0.pth')
+    assert metric in alone
+    for rank in range(WORLD):
+        assert torch.load(f'together-{rank}.pth') == pytest.approx(alone, rel=1e-6, nan_ok=True)
+    images = {}
+    for name in ('alone', 'together'):
+        with open(f'{name}.pkl', 'rb') as file:
+            images[name] = [sample['img_path'] for sample in pickle.load(file)]
+    assert images['together'] == images['alone']
+    assert len(set(images['alone'])) == len(images['alone']) == (12 if task == 'classifier' else 3)
+
+
+@slow
+def test_the_scripts_with_a_config_of_batch_statistics(workplace):
+    """tools/dist_train.sh and dist_test.sh; UperNet's SyncBN becomes BN, which is said once, not per process."""
+    quick = ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+    environment = {**os.environ, 'PYTHON': sys.executable, 'MASTER_PORT': '29617', 'OMP_NUM_THREADS': '1'}
+    config = ROOT / 'configs/upernet_datpp_t_160k_ade20k.py'
+    override = ['--override', ROOT / 'configs/demo/on_shapes_ade20k.py', '--work-dir', 'work']
+
+    def script(name, *args):
+        done = subprocess.run(
+            ['bash', ROOT / f'tools/{name}.sh', *args], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout + done.stderr
+
+    log = script('dist_train', config, '2', *override, '--auto-scale-lr', '--cfg-options', *quick)
+    assert log.count('SyncBN works on GPUs only') == 1
+    assert 'Scaling the original LR by 0.25' in log  # 2 processes of 2 images, for a batch of 16
+    log = script('dist_test', config, 'work/iter_2.pth', '2', *override)
+    assert log.count('SyncBN works on GPUs only') == 1
+    assert 'mIoU' in log
+
+
+@slow
+@pytest.mark.skipif(torch.__version__.startswith('2.1.'), reason="torch 2.1's FSDP needs a GPU")
+@pytest.mark.parametrize('task', ['classifier', 'upernet', 'maskrcnn'])
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+def test_sharded_training_is_that_of_two_processes(task, generation, workplace):
+    """configs/sharded/fsdp.py: the same losses, and a checkpoint of the whole model that goes on unsharded."""
+    options = {'optim_wrapper.optimizer': dict(_delete_=True, type='AdamW', lr=1e-3)}
+    expected = train_together(task, generation, workplace / 'ddp', options)
+    options.update({'default_hooks.checkpoint.interval': 1, 'default_hooks.checkpoint.by_epoch': True})
+    in_processes(WORLD, sharded_process, task, generation, str(workplace / 'fsdp'), options)
+    for rank in range(WORLD):
+        losses = torch.load(workplace / f'fsdp/run{rank}.pth')['losses']
+        assert losses == [pytest.approx(step, rel=1e-3) for step in expected[rank]['losses']]
+    checkpoint = torch.load(workplace / 'fsdp/epoch_1.pth', weights_only=False)
+    weights = checkpoint['state_dict']
+    assert weights.keys() == expected[0]['weights'].keys()
+    for name, value in expected[0]['weights'].items():
+        torch.testing.assert_close(weights[name], value, rtol=1e-3, atol=1e-4)
+    evaluate(small_config(task, generation, workplace / 'test'), str(workplace / 'fsdp/epoch_1.pth'))
+
+
+def sharded_process(task, generation, work_dir, options):
+    cfg = small_config(task, generation, work_dir, options)
+    cfg.merge_from_dict(sharding())
+    cfg.launcher = 'pytorch'
+    train(cfg)
+
+
+def sharding():
+    from mmengine.config import Config
+
+    return Config.fromfile(ROOT / 'configs/sharded/fsdp.py').to_dict()
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({}, 'start them with tools/dist_train.sh'),
+        ({'launcher': 'pytorch', 'optim_wrapper.clip_grad': dict(max_norm=1.0)}, 'optim_wrapper.clip_grad=None'),
+        (
+            {'launcher': 'pytorch', 'optim_wrapper.constructor': 'mmdat.LayerDecayOptimWrapperConstructor'},
+            'does not go with mmdat.LayerDecayOptimWrapperConstructor',
+        ),
+    ],
+)
+def test_what_sharded_training_does_not_go_with(options, message, workplace):
+    cfg = small_config('maskrcnn', 'dat', workplace / 'work', options)
+    cfg.merge_from_dict(sharding())
+    with pytest.raises(RunError, match=message):
+        train(cfg)
