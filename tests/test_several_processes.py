@@ -65,8 +65,8 @@ WITHOUT_BATCH_STATISTICS = {'model.decode_head.norm_cfg': GN, 'model.auxiliary_h
 @pytest.mark.parametrize(
     'task, generation',
     [
-        ('classifier', 'dat'),
         ('upernet', 'datpp'),
+        pytest.param('classifier', 'dat', marks=slow),
         pytest.param('classifier', 'datpp', marks=slow),
         pytest.param('upernet', 'dat', marks=slow),
     ],
