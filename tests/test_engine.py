@@ -14,6 +14,7 @@ from mmdat import DAT
 from mmdat.datasets import make_shapes
 from mmdat.engine.preflight import RunError, check_run
 from mmdat.engine.runner import evaluate, load_config, run, train
+from mmdat.models.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 MASK_RCNN = ROOT / 'configs/demo/maskrcnn_datnano_shapes.py'
@@ -138,11 +139,11 @@ def test_addresses_are_left_to_mmengine(workplace):
 
 
 def test_missing_checkpoint_to_resume(workplace):
-    with pytest.raises(RunError, match='needs the checkpoint .*/nope.pth'):
+    with pytest.raises(CheckpointError, match='there is no checkpoint /.*/nope.pth'):
         train(config(MASK_RCNN), resume='nope.pth')
     (workplace / 'work').mkdir()
     (workplace / 'work/last_checkpoint').write_text('gone/epoch_3.pth')
-    with pytest.raises(RunError, match='last_checkpoint names gone/epoch_3.pth, which does not exist'):
+    with pytest.raises(RunError, match='cannot resume.*no whole checkpoint .there is no checkpoint .*gone/epoch_3.pth'):
         train(config(MASK_RCNN), resume='auto')
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import json
 import pickle
 import re
-import shutil
 import sys
 from argparse import Namespace
 from pathlib import Path
@@ -25,8 +24,6 @@ import mmdat.engine.inference
 from mmdat.datasets import make_shapes
 from mmdat.engine.inference import Predictor
 from mmdat.engine.runner import evaluate, load_config, run
-from mmdat.engine.weights import load_weights
-from mmdat.models.checkpoint import CheckpointError
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -328,46 +325,3 @@ def test_weights_of_other_heads_are_refused(infer, capsys):
     with pytest.raises(SystemExit):
         infer('classification', 'data/shapes/classification/val/circle')
     assert 'it has none of the weights of the heads, such as head.fc.weight' in capsys.readouterr().err
-
-
-# --- weights without pickled code ------------------------------------------------------------------
-
-
-class Harmful:
-    def __reduce__(self):
-        return shutil.rmtree, (str(Path('precious').absolute()), True)
-
-
-@pytest.mark.parametrize('zipped', [True, False])
-def test_no_code_of_a_checkpoint_is_run(zipped, workplace):
-    Path('precious').mkdir()
-    weights = {'a': torch.randn(3, 4), 'b': torch.nn.Parameter(torch.ones(2)), 'half': torch.ones(1).half()}
-    torch.save(
-        dict(state_dict=weights, meta=dict(classes=('x', 'y'), when={1, 2}), bad=Harmful(), more=[Harmful()]),
-        'bad.pth',
-        _use_new_zipfile_serialization=zipped,
-    )
-    loaded = load_weights('bad.pth')
-    assert Path('precious').is_dir()
-    assert loaded['meta']['classes'] == ('x', 'y')
-    for key, value in weights.items():
-        assert torch.equal(loaded['state_dict'][key], value) and loaded['state_dict'][key].dtype == value.dtype
-    # The file is as bad as it is said to be.
-    torch.load('bad.pth', weights_only=False)
-    assert not Path('precious').exists()
-
-
-def test_checkpoints_of_training_are_read(workplace):
-    loaded = load_weights('detection.pth')
-    expected = torch.load('detection.pth', map_location='cpu', weights_only=False)
-    assert loaded['state_dict'].keys() == expected['state_dict'].keys()
-    assert all(torch.equal(value, expected['state_dict'][key]) for key, value in loaded['state_dict'].items())
-    assert loaded['meta']['dataset_meta'] == expected['meta']['dataset_meta']
-
-
-def test_what_is_no_checkpoint(workplace):
-    torch.save([1], 'list.pth')
-    with pytest.raises(CheckpointError, match='list.pth holds no checkpoint'):
-        load_weights('list.pth')
-    with pytest.raises(CheckpointError, match='there is no checkpoint /.*/nope.pth'):
-        load_weights('nope.pth')

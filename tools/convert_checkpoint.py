@@ -18,12 +18,13 @@ from pathlib import Path
 import torch
 
 from mmdat import DAT, __version__
-from mmdat.models.checkpoint import Signature, backbone_entries, convert_official, is_official, load_file, unwrap
+from mmdat.engine.weights import load_weights
+from mmdat.models.checkpoint import Signature, backbone_entries, convert_official, is_official, unwrap
 
 
 def convert(checkpoint: dict, img_size=None, window_size=None) -> tuple:
     """The converted state dict of the whole model, and a line that says what it is."""
-    entries = unwrap(checkpoint)
+    entries = {key: value for key, value in unwrap(checkpoint).items() if isinstance(value, torch.Tensor)}
     official = backbone_entries(entries)
     if not is_official(official):
         raise RuntimeError(
@@ -66,9 +67,6 @@ def main() -> None:
     parser.add_argument('target', type=Path, help='file to write')
     parser.add_argument('--img-size', type=int, help='make the tables for this image size')
     parser.add_argument('--window-size', type=int, help='make the tables for this window size')
-    parser.add_argument(
-        '--allow-pickle', action='store_true', help='run code the file may contain; only for files you trust'
-    )
     parser.add_argument('--force', action='store_true', help='overwrite the target')
     args = parser.parse_args()
     try:
@@ -76,7 +74,7 @@ def main() -> None:
             raise RuntimeError(f'{args.target} exists: name another file, or overwrite it with --force')
         if not args.target.absolute().parent.is_dir():
             raise RuntimeError(f'there is no directory {args.target.absolute().parent} to write to: make it first')
-        state_dict, what = convert(load_file(args.source, args.allow_pickle), args.img_size, args.window_size)
+        state_dict, what = convert(load_weights(args.source), args.img_size, args.window_size)
     except (RuntimeError, ValueError) as error:
         sys.exit(f'{Path(__file__).name}: {error}')
     torch.save({'state_dict': state_dict, 'meta': {'mmdat_version': __version__}}, args.target)

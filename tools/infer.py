@@ -32,7 +32,7 @@ from rich.progress import Progress
 
 from mmdat.engine.inference import Predictor
 from mmdat.engine.preflight import RunError
-from mmdat.engine.runner import load_config, run
+from mmdat.engine.runner import key_value, load_config, run
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
@@ -270,7 +270,9 @@ def main() -> None:
         '--batch-size', type=int, default=1, help='images of equal size that follow each other (default: 1)'
     )
     parser.add_argument('--override', metavar='FILE', help='a config file merged over CONFIG, as in training')
-    parser.add_argument('--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='as in training')
+    parser.add_argument(
+        '--cfg-options', nargs='+', action=DictAction, type=key_value, metavar='KEY=VALUE', help='as there'
+    )
     args = parser.parse_args()
     if args.batch_size < 1:
         raise RunError(f'--batch-size must be at least 1, got {args.batch_size}')

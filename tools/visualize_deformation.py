@@ -19,7 +19,7 @@ from mmengine.config import DictAction
 from mmengine.device import get_device
 
 from mmdat.engine.preflight import RunError
-from mmdat.engine.runner import load_config, run
+from mmdat.engine.runner import key_value, load_config, run
 from mmdat.models import DAT
 from mmdat.visualization import View, attention_sheets, layer_names, save_sheets
 from mmdat.visualization.network_input import load_backbone, network_input
@@ -71,7 +71,12 @@ def main() -> None:
     parser.add_argument('--out-dir', help='where stage{n}.png go (default: work_dirs/CONFIG/deformation/IMAGE)')
     parser.add_argument('--override', metavar='FILE', help='a config file merged over the config, as in training')
     parser.add_argument(
-        '--cfg-options', nargs='+', action=DictAction, metavar='KEY=VALUE', help='entries of the config to change'
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        type=key_value,
+        metavar='KEY=VALUE',
+        help='entries of the config to change',
     )
     parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()

@@ -57,5 +57,5 @@ param_scheduler = [
 auto_scale_lr = dict(enable=False, base_batch_size=16)
 randomness = dict(seed=0)
 
-default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=max_epochs // 2, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=10), checkpoint=dict(interval=max_epochs // 2, max_keep_ckpts=2))
 custom_hooks = [dict(type='mmdat.SamplingPointsHook')]

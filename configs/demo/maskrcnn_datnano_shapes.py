@@ -155,5 +155,5 @@ param_scheduler = [
 auto_scale_lr = dict(enable=False, base_batch_size=4)
 randomness = dict(seed=0)
 
-default_hooks = dict(logger=dict(interval=40), checkpoint=dict(interval=max_epochs // 3, max_keep_ckpts=1))
+default_hooks = dict(logger=dict(interval=40), checkpoint=dict(interval=max_epochs // 3, max_keep_ckpts=2))
 custom_hooks = [dict(type='mmdat.SamplingPointsHook')]

@@ -10,7 +10,8 @@ from mmengine.runner import CheckpointLoader
 
 from mmdat.models.checkpoint import unwrap
 
-from .preflight import RunError, check_run
+from .preflight import RunError, check_fit, check_run
+from .safe_reading import reading_without_code
 from .weights import load_weights
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
@@ -34,6 +35,7 @@ class Predictor:
         RunError: If config, checkpoint and device cannot be used, or do not fit each other.
     """
 
+    @reading_without_code()
     def __init__(self, cfg: Config, checkpoint: str, device: str):
         self.scope = cfg.get('default_scope')
         if self.scope not in SCOPES:
@@ -59,7 +61,7 @@ class Predictor:
 
         CheckpointLoader.register_scheme(_PREFIX, load_from_weights_only, force=True)
         self._inferencer = _build(self.scope, cfg, _PREFIX + checkpoint, device)
-        _check_fit(self._inferencer.model, unwrap(weights), checkpoint)
+        check_fit(self._inferencer.model, unwrap(weights), checkpoint)
         if self.scope == 'mmdet':  # which prefers the config's colours, whatever their number
             self._inferencer.visualizer.dataset_meta = meta
 
@@ -157,19 +159,3 @@ def _build(scope: str, cfg: Config, weights: str, device: str) -> Any:
 
     mmpretrain.utils.progress.disable_progress_bar = True
     return ImageClassificationInferencer(cfg, pretrained=weights, device=device)
-
-
-def _check_fit(model: torch.nn.Module, weights: dict[str, Any], path: str) -> None:
-    """Refuse heads of another model, which MMEngine loads with a warning; the backbone has checks of its own."""
-    heads = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
-    for key, value in heads.items():
-        if key in weights and weights[key].shape != value.shape:
-            raise RunError(
-                f'{path} does not fit the config: {key} is {tuple(weights[key].shape)} in the file and '
-                f'{tuple(value.shape)} in the model; take the config that it was trained with, which '
-                f'training leaves in its work directory'
-            )
-    if heads and not any(key in weights for key in heads):
-        raise RunError(
-            f'{path} does not fit the config: it has none of the weights of the heads, such as {next(iter(heads))}'
-        )

@@ -68,7 +68,7 @@ def _innermost(dataset: ConfigDict) -> ConfigDict:
 def _coco(cfg: Config, root: Path, datasets: dict[str, ConfigDict]) -> list[str]:
     if 'Panoptic' in datasets['train'].type:
         raise RunError("classes_from='coco' reads boxes and masks, not panoptic annotations: choose another config")
-    classes = {part: _categories(root / dataset.ann_file, dataset) for part, dataset in datasets.items()}
+    classes = {part: _categories(root, dataset) for part, dataset in datasets.items()}
     for part in ('val', 'test'):
         # mmdet numbers labels in the order of the file.
         if classes[part] != classes['train']:
@@ -82,16 +82,37 @@ def _coco(cfg: Config, root: Path, datasets: dict[str, ConfigDict]) -> list[str]
     return classes['train']
 
 
-def _categories(path: Path, dataset: ConfigDict) -> list[str]:
+def _categories(root: Path, dataset: ConfigDict) -> list[str]:
+    path = root / dataset.ann_file
     _require(path)
     try:
         annotations = json.loads(path.read_text())
-        names = [category['name'] for category in annotations['categories']]
+        categories = {category['id']: category['name'] for category in annotations['categories']}
+        images = {image['id']: image['file_name'] for image in annotations['images']}
         objects = annotations['annotations']
+        used = Counter((annotation['category_id'], annotation['image_id']) for annotation in objects)
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(f'{path} is no annotation file in COCO format: {type(error).__name__} {error}') from error
-    if not names:
-        raise RunError(f'{path} lists no categories')
+    for what, listed in dict(categories=categories, images=images, annotations=objects).items():
+        if not listed:
+            raise RunError(f'{path} lists no {what}: {_LAYOUT}')
+    for category, image in used:
+        if category not in categories:
+            raise RunError(
+                f'{path} has annotations with category_id {category}, but its categories are '
+                f'{", ".join(map(str, categories))}: add the category, or correct the annotations'
+            )
+        if image not in images:
+            raise RunError(
+                f'{path} has annotations with image_id {image}, but lists no such image: add it, or remove them'
+            )
+    folder = root / dataset.data_prefix.img
+    missing = [name for name in images.values() if not (folder / name).is_file()]
+    if missing:
+        raise RunError(
+            f'{len(missing)} of {len(images)} images of {path} are missing; the first is {folder / missing[0]}: put '
+            f'them there, or correct file_name'
+        )
     if any(transform.get('with_mask') for transform in dataset.pipeline):
         without = sum(not annotation.get('segmentation') for annotation in objects)
         if without:
@@ -99,7 +120,7 @@ def _categories(path: Path, dataset: ConfigDict) -> list[str]:
                 f'{without} of {len(objects)} annotations in {path} have no segmentation, but the config '
                 f'learns masks: choose a detector of boxes, such as configs/retinanet_dat_t_1x_coco.py'
             )
-    return names
+    return list(categories.values())
 
 
 # --- images and label maps -------------------------------------------------------------------------

@@ -4,15 +4,17 @@ Without them a wrong path shows up as a traceback from a data-loading worker, mi
 """
 
 import os
+import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Optional
 
+import torch.nn as nn
 from mmengine.config import Config
 from mmengine.device import get_device
-from mmengine.runner import find_latest_checkpoint
 
-from mmdat.models.checkpoint import is_official, load_file
+from mmdat.models.checkpoint import is_official
+
+from .weights import load_weights
 
 
 class RunError(RuntimeError):
@@ -44,8 +46,8 @@ _SOURCES = [
 def check_run(cfg: Config, training: bool) -> None:
     """Check that the files and directories of a run exist.
 
-    Looked at are the datasets and evaluators that the run uses, ``load_from``, the checkpoint to resume
-    from, and, for training, ``init_cfg=dict(type='Pretrained')`` anywhere in the model. Addresses (with
+    Looked at are the datasets and evaluators that the run uses, ``load_from``, and, for training,
+    ``init_cfg=dict(type='Pretrained')`` anywhere in the model. Addresses (with
     ``://``) and data behind ``backend_args`` are left to MMEngine.
 
     Args:
@@ -58,7 +60,9 @@ def check_run(cfg: Config, training: bool) -> None:
     for part in _parts(cfg, training):
         dataloader = cfg.get(f'{part}_dataloader')
         if dataloader:
+            _check_loading(dataloader, f'{part}_dataloader')
             _check_dataset(dataloader['dataset'], f'{part}_dataloader')
+            _check_num_classes(cfg, dataloader['dataset'], f'{part}_dataloader')
         for metric in _metrics(cfg.get(f'{part}_evaluator')):
             _check_path(metric.get('ann_file'), None, f'{part}_evaluator needs the annotation file')
     if training:
@@ -68,13 +72,6 @@ def check_run(cfg: Config, training: bool) -> None:
         _check_checkpoint(cfg.load_from, 'the run needs the checkpoint')
         if not cfg.get('resume'):
             _check_whole_model(cfg.load_from)
-    elif training and cfg.get('resume'):
-        latest = find_latest_checkpoint(cfg.work_dir)
-        if latest is not None and not os.path.isfile(latest):
-            raise RunError(
-                f'cannot resume: {os.path.abspath(cfg.work_dir)}/last_checkpoint names {latest}, which does '
-                f'not exist; name another checkpoint with --resume PATH'
-            )
 
 
 def check_amp(cfg: Config) -> None:
@@ -90,10 +87,93 @@ def check_amp(cfg: Config) -> None:
         )
 
 
+def check_work_dir(path: str) -> None:
+    """Make a work directory.
+
+    Raises:
+        RunError: If it cannot be made, or not be written.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except OSError as error:
+        raise RunError(
+            f'the work directory {os.path.abspath(path)} cannot be written ({error.strerror}): name another with '
+            f'--work-dir'
+        ) from error
+
+
+def check_fit(model: nn.Module, weights: dict[str, Any], path: str) -> None:
+    """Check that a checkpoint has the heads of a model; its backbone has checks of its own.
+
+    Raises:
+        RunError: If the heads are of another model, which MMEngine loads with no more than a warning.
+    """
+    heads = {key: value for key, value in model.state_dict().items() if not key.startswith('backbone.')}
+    for key, value in heads.items():
+        if key in weights and weights[key].shape != value.shape:
+            raise RunError(
+                f'{path} does not fit the config: {key} is {tuple(weights[key].shape)} in the file and '
+                f'{tuple(value.shape)} in the model; take the config that it was trained with, which '
+                f'training leaves in its work directory'
+            )
+    if heads and not any(key in weights for key in heads):
+        raise RunError(
+            f'{path} does not fit the config: it has none of the weights of the heads, such as {next(iter(heads))}'
+        )
+
+
+def check_start(model: nn.Module, weights: dict[str, Any], path: str) -> None:
+    """Check that a checkpoint has anything of a model that is to be trained from it; new heads are usual.
+
+    Raises:
+        RunError: If it has nothing, which MMEngine takes for no more than a warning.
+    """
+    own = model.state_dict()
+    if not any(key in own for key in weights):
+        raise RunError(
+            f'{path} holds none of the weights of the model, but such as {next(iter(weights), "nothing")}: choose a '
+            f'checkpoint of this model, or load a backbone with model.backbone.init_cfg'
+        )
+
+
 def _parts(cfg: Config, training: bool) -> tuple[str, ...]:
     if not training:
         return ('test',)
     return ('train', 'val') if cfg.get('val_cfg') is not None else ('train',)
+
+
+def _check_loading(dataloader: dict, name: str) -> None:
+    for key, least in (('batch_size', 1), ('num_workers', 0)):
+        value = dataloader.get(key, least)
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise RunError(f'{name}.{key} must be a whole number from {least} on, got {value!r}')
+    if dataloader.get('persistent_workers') and not dataloader.get('num_workers'):
+        raise RunError(f'{name} has persistent_workers, but num_workers=0: set {name}.persistent_workers=False as well')
+
+
+def _check_num_classes(cfg: Config, dataset: Any, name: str) -> None:
+    """Check that some head has as many classes as a dataset that names its own."""
+    while isinstance(dataset, dict) and 'dataset' in dataset:
+        dataset = dataset['dataset']
+    classes = (dataset.get('metainfo') or {}).get('classes') if isinstance(dataset, dict) else None
+    numbers = set(_values(cfg.get('model'), ('num_classes', 'num_things_classes')))
+    if isinstance(classes, (list, tuple)) and numbers and len(classes) not in numbers:
+        raise RunError(
+            f'the dataset of {name} has {len(classes)} classes, but the heads of the model have '
+            f'num_classes={", ".join(map(str, sorted(numbers)))}: set num_classes of each to {len(classes)}'
+        )
+
+
+def _values(node: Any, keys: tuple[str, ...]) -> Iterator[Any]:
+    """All values of some keys in a config, however deep."""
+    if isinstance(node, dict):
+        yield from (node[key] for key in keys if isinstance(node.get(key), int))
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            yield from _values(child, keys)
 
 
 def _check_dataset(dataset: Any, name: str) -> None:
@@ -171,10 +251,7 @@ def _check_whole_model(path: str) -> None:
     """Refuse an official classification file for a whole model: MMEngine would load none of its keys."""
     if '://' in path:
         return
-    try:
-        checkpoint = load_file(Path(path).expanduser())
-    except RuntimeError:
-        return  # More than tensors, as MMEngine saves it: no official file.
+    checkpoint = load_weights(path)
     weights = checkpoint.get('model', checkpoint)
     if isinstance(weights, dict) and is_official(weights):
         raise RunError(

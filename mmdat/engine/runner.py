@@ -1,6 +1,8 @@
 """What tools/train.py and tools/test.py do: from a config and options to a run of MMEngine's Runner."""
 
 import argparse
+import difflib
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -10,16 +12,27 @@ import torch.distributed
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
-from mmengine.runner import FlexibleRunner, Runner, find_latest_checkpoint
+from mmengine.runner import FlexibleRunner, Runner
 
-from mmdat.models.checkpoint import CheckpointError
+from mmdat.models.checkpoint import CheckpointError, unwrap
 
+from .explain import explain
 from .own_data import complete_config
-from .preflight import RunError, check_amp, check_run
+from .preflight import RunError, check_amp, check_fit, check_run, check_start, check_work_dir
+from .resuming import keep_a_whole_checkpoint, prepare_resume
+from .safe_reading import reading_without_code
 from .sharding import check_sharding
+from .weights import load_weights
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
+# What MMEngine's runners and this module look for at the top level of a config.
+_TOP_LEVEL = {
+    *inspect.signature(Runner.__init__).parameters,
+    *inspect.signature(FlexibleRunner.__init__).parameters,
+    *('runner_type', 'compile', 'find_unused_parameters', 'tta_model', 'tta_pipeline'),
+}
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
@@ -37,11 +50,19 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         '--cfg-options',
         nargs='+',
         action=DictAction,
+        type=key_value,
         metavar='KEY=VALUE',
         help='entries of the config to change, such as train_dataloader.batch_size=4',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def key_value(text: str) -> str:
+    """The type of ``--cfg-options``: MMEngine's action takes for granted that there is a ``=``."""
+    if '=' not in text:
+        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE, such as train_dataloader.batch_size=4')
+    return text
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -51,12 +72,14 @@ def load_config(args: argparse.Namespace) -> Config:
         RunError: If a file does not exist.
     """
     cfg = _read(args.config)
+    if not isinstance(cfg.get('model'), dict):
+        raise RunError(f'the config {args.config} has no model=dict(...): start from one of configs/')
     name = Path(args.config).stem
     if args.override:
         _merge(cfg, _read(args.override))
         name += '-' + Path(args.override).stem
     if args.cfg_options:
-        cfg.merge_from_dict(args.cfg_options)
+        _merge_options(cfg, args.cfg_options)
     data = vars(args).get('data')
     if data and not cfg.get('classes_from'):
         raise RunError(
@@ -73,6 +96,7 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+@reading_without_code()
 def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_scale_lr: bool = False) -> None:
     """Train and evaluate.
 
@@ -85,14 +109,14 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
     Raises:
         RunError: If the run cannot be made, before the model is built.
     """
+    for part in ('train_dataloader', 'train_cfg', 'optim_wrapper'):
+        if not cfg.get(part):
+            raise RunError(f'the config has no {part}, so nothing can be trained: start from one of configs/')
     if amp:
         if cfg.optim_wrapper.type not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise RunError(f'--amp works with an OptimWrapper, but the config has {cfg.optim_wrapper.type}')
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
-    if resume:
-        cfg.resume = True
-        cfg.load_from = None if resume == 'auto' else resume
     if auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
             raise RunError(
@@ -102,13 +126,23 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
         cfg.auto_scale_lr.enable = True
     check_amp(cfg)
     check_sharding(cfg)
+    if not resume and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    notes = prepare_resume(cfg, resume) if resume else []
     check_run(cfg, training=True)
+    keep_a_whole_checkpoint(cfg)
+    cfg.setdefault('default_hooks', ConfigDict()).setdefault('seed', dict(type='mmdat.SeedHook'))
     runner = _build(cfg)
-    if resume == 'auto' and find_latest_checkpoint(cfg.work_dir) is None:
-        runner.logger.info(f'There is no checkpoint to resume from in {cfg.work_dir}: training starts from scratch.')
+    start = cfg.get('load_from')
+    # A FlexibleRunner builds its model later.
+    if start and not cfg.get('resume') and '://' not in start and isinstance(runner.model, torch.nn.Module):
+        check_start(runner.model, unwrap(load_weights(start)), start)
+    for note in notes:
+        runner.logger.warning(note)
     runner.train()
 
 
+@reading_without_code()
 def evaluate(
     cfg: Config, checkpoint: str, out: Optional[str] = None, show_dir: Optional[str] = None, tta: bool = False
 ) -> dict[str, float]:
@@ -127,6 +161,9 @@ def evaluate(
     Raises:
         RunError: If the run cannot be made, before the model is built.
     """
+    for part in ('test_dataloader', 'test_cfg', 'test_evaluator'):
+        if cfg.get(part) is None:
+            raise RunError(f'the config has no {part}, so nothing can be tested: start from one of configs/')
     cfg.load_from, cfg.resume = checkpoint, False
     cfg.pop('runner_type', None)  # of sharded training, which leaves whole checkpoints
     if out:
@@ -136,16 +173,23 @@ def evaluate(
     if tta:
         _augment_test(cfg)
     check_run(cfg, training=False)
-    return _build(cfg).test()
+    runner = _build(cfg)
+    if '://' not in checkpoint:
+        model = runner.model.module if is_model_wrapper(runner.model) or tta else runner.model
+        check_fit(model, unwrap(load_weights(checkpoint)), checkpoint)
+    return runner.test()
 
 
 def run(main: Callable[[], Any]) -> None:
     """Run a script's main function; a fault that the user can put right ends it with one sentence."""
     try:
         main()
-    except (RunError, CheckpointError) as error:
+    except Exception as error:
+        sentence = str(error) if isinstance(error, (RunError, CheckpointError)) else explain(error)
+        if sentence is None:
+            raise
         if os.environ.get('RANK', '0') == '0':  # once, not from every process
-            print(f'{Path(sys.argv[0]).name}: {error}', file=sys.stderr)
+            print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
         sys.exit(1)
 
 
@@ -156,9 +200,26 @@ def _read(path: str) -> Config:
             f'in configs/ and configs/demo/'
         )
     try:
-        return Config.fromfile(path)
+        cfg = Config.fromfile(path)
     except FileNotFoundError as error:
         raise RunError(f'the config {path} names a base file that does not exist: {error}') from error
+    except Exception as error:  # a config is a program, and may fail like any
+        reason = str(error).split('\n')[0] or 'no reason given'
+        raise RunError(f'the config {path} cannot be read ({type(error).__name__}: {reason}): correct it') from error
+    return cfg
+
+
+def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
+    for key in options:
+        first = key.split('.')[0]
+        if first not in cfg and first not in _TOP_LEVEL:
+            near = difflib.get_close_matches(first, [*cfg, *_TOP_LEVEL], n=1)
+            hint = f': did you mean {near[0]}?' if near else ': correct its name'
+            raise RunError(f'--cfg-options {key} changes nothing, as the config has no {first}{hint}')
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:  # MMEngine raises many kinds
+        raise RunError(f'--cfg-options do not fit the config: {error.args[0] if error.args else error}') from error
 
 
 def _merge(cfg: Config, override: Config) -> None:
@@ -194,6 +255,7 @@ def _replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:
 
 
 def _build(cfg: Config) -> Union[Runner, FlexibleRunner]:
+    check_work_dir(cfg.work_dir)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
     return RUNNERS.build(cfg)  # MMEngine's Runner, or the config's runner_type

@@ -5,11 +5,8 @@ as ``{'state_dict': {'backbone.…', 'neck.…'}}``. A :class:`mmdat.DAT` calls 
 whenever weights are loaded into it, by torch or by MMEngine, so either kind needs no conversion.
 """
 
-import pickle
 import re
-import zipfile
-from pathlib import Path
-from typing import Any, NamedTuple, Optional, Union
+from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
@@ -158,6 +155,11 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str =
             f'these weights are of {theirs}, but the backbone is {ours}: '
             f'choose the other checkpoint, or set arch of the backbone to fit it'
         )
+    if entries and not any(key in own for key in entries):
+        raise CheckpointError(
+            f'these weights hold nothing of a DAT, but such as {next(iter(entries))}, of another model: choose a '
+            f'checkpoint of this one'
+        )
     for key, value in entries.items():
         if key.endswith(TABLE) and key in own and own[key].shape != value.shape:
             entries[key] = resize_table(value, own[key].shape)
@@ -191,30 +193,3 @@ def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
         image = table.t().reshape(1, -1, side, side)
         return F.interpolate(image, size=(new_side, new_side), mode='bicubic').flatten(2)[0].t().to(dtype)
     return F.interpolate(table[None], size=tuple(shape[1:]), mode='bicubic')[0].to(dtype)
-
-
-def load_file(path: Union[str, Path], allow_pickle: bool = False) -> dict[str, Any]:
-    """Read a checkpoint from a local file.
-
-    Args:
-        path: The file.
-        allow_pickle: Run code that the file may contain. Only for files from people you trust.
-
-    Raises:
-        CheckpointError: If there is no such file, it is no checkpoint, or it needs ``allow_pickle``.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(f'there is no checkpoint {path} (looked in {path.absolute().parent})')
-    try:
-        checkpoint = torch.load(path, map_location='cpu', weights_only=not allow_pickle)
-    except Exception as error:
-        if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
-            raise CheckpointError(
-                f'{path} holds more than tensors and plain values, and reading it could run code: '
-                f'if you trust where it came from, allow it with --allow-pickle'
-            ) from error
-        raise CheckpointError(f'{path} is not a readable PyTorch checkpoint: {error}') from error
-    if not isinstance(checkpoint, dict):
-        raise CheckpointError(f'{path} holds a {type(checkpoint).__name__}, not a checkpoint (a dict)')
-    return checkpoint

@@ -12,7 +12,7 @@ from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
 from mmdat.engine.preflight import RunError
-from mmdat.engine.weights import load_weights
+from mmdat.engine.safe_reading import reading_without_code
 from mmdat.models import DAT
 from mmdat.models.checkpoint import CheckpointError, backbone_entries, unwrap
 
@@ -65,10 +65,13 @@ def _find_backbone(node: Any) -> Optional[dict]:
     return None
 
 
+@reading_without_code()
 def _load(backbone: DAT, path: str) -> None:
-    # Addresses, which an init_cfg may have, are MMEngine's business.
-    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu') if '://' in path else load_weights(path)
-    missing = backbone.load_state_dict(backbone_entries(unwrap(checkpoint)), strict=False).missing_keys
+    checkpoint = CheckpointLoader.load_checkpoint(path, map_location='cpu')  # init_cfg may have an address
+    try:
+        missing = backbone.load_state_dict(backbone_entries(unwrap(checkpoint)), strict=False).missing_keys
+    except CheckpointError as error:
+        raise CheckpointError(f'{path}: {error}') from error
     # Only the output norms may be missing: those of classifiers are not those of detectors.
     missing = [key for key in missing if not key.startswith('norm')]
     if missing:

@@ -1,0 +1,150 @@
+"""Runs that are cut off: what was whole stays whole, and after --resume all is as if nothing had happened."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from in_process import run_tool
+
+from mmdat.datasets import make_shapes
+from mmdat.engine.resuming import WholeFileBackend, load_run
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / 'configs/demo'
+# Randomness everywhere: order, augmentation, dropped paths. Everything is logged, unsmoothed.
+COMMON = """
+custom_hooks = []
+log_processor = dict(type='LogProcessor', window_size=1, by_epoch={by_epoch})
+model = dict(backbone=dict(drop_path_rate=0.3))
+train_dataloader = dict(batch_size=2, num_workers={workers}, persistent_workers={persistent})
+val_dataloader = dict(num_workers=0, persistent_workers=False)
+train_cfg = dict({length}, val_interval={interval})
+default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval={interval}))
+randomness = dict({seed})
+"""
+EPOCHS = dict(length='max_epochs=3', by_epoch=True, interval=1)  # of three iterations
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes(out, num_train=6, num_val=1, size=64)
+    return out
+
+
+@pytest.fixture
+def workplace(data, tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_config(base, workers=2, persistent=True, seed='seed=3', **kind):
+    text = f'_base_ = "{DEMO / base}.py"\n'
+    Path('mine.py').write_text(
+        text + COMMON.format(workers=workers, persistent=persistent and workers > 0, seed=seed, **kind)
+    )
+
+
+def history(work_dir):
+    """What was logged of each iteration; a later run has the last word."""
+    logged = {}
+    for path in sorted(Path(work_dir).glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if 'loss' in entry:
+                kept = {key: value for key, value in entry.items() if 'time' not in key and key != 'memory'}
+                logged[entry['step']] = kept
+    return logged
+
+
+def assert_same_run(one, other, last, steps):
+    assert sorted(history(one)) == list(range(1, steps + 1))
+    assert history(one) == history(other)
+    states = [load_run(Path(work_dir) / last) for work_dir in (one, other)]
+    assert_equal(*(state['state_dict'] for state in states))
+    assert_equal(*(state['optimizer'] for state in states))
+
+
+def assert_equal(one, other):
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for pair in zip(one, other):
+            assert_equal(*pair)
+    else:
+        assert one == other
+
+
+@pytest.fixture
+def train(workplace, monkeypatch):
+    """tools/train.py for a classifier in this process, without workers; returns the exit code."""
+    write_config('datppnano_shapes', workers=0, **EPOCHS)
+
+    def run(work_dir, epochs, *args):
+        options = ['--cfg-options', f'train_cfg.max_epochs={epochs}', 'default_hooks.checkpoint.max_keep_ckpts=5']
+        return run_tool(monkeypatch, 'train', 'mine.py', '--work-dir', work_dir, *args, *options)
+
+    return run
+
+
+def test_cut_off_in_many_ways(train, workplace, capsys):
+    """One run of three epochs against one with a full disk, a damaged checkpoint and a wrong pointer on its way."""
+    assert train('whole', 3) == 0
+    # The scheduler knows of all three epochs from the start, so the disk is what stops the second run.
+    Path('cut').mkdir()
+    Path('cut/epoch_2.pth.part').symlink_to('/dev/full')
+    assert train('cut', 3) == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert 'cut/epoch_2.pth cannot be written (No space left on device): free some space' in said
+    assert {path.name for path in Path('cut').glob('*.pth*')} == {'epoch_1.pth'}
+    load_run('cut/epoch_1.pth')
+
+    # A half of a checkpoint, as other tools may leave it, and a pointer to it.
+    half = Path('cut/epoch_2.pth')
+    half.write_bytes(Path('cut/epoch_1.pth').read_bytes()[:5000])
+    Path('cut/last_checkpoint').write_text(str(half))
+    assert train('cut', 3, '--resume') == 0
+    log = max(Path('cut').glob('*_*/*.log')).read_text()
+    assert 'epoch_2.pth is not a readable PyTorch checkpoint' in log
+    assert 'training goes on from cut/epoch_1.pth in its place' in log and 'resumed epoch: 1' in log
+    assert_same_run('whole', 'cut', 'epoch_3.pth', len(history('whole')))
+
+
+def test_resuming_never_starts_from_scratch_where_there_are_checkpoints(train, workplace, capsys):
+    Path('work').mkdir()
+    for number in (1, 2):
+        Path(f'work/epoch_{number}.pth').write_bytes(b'half')
+    assert train('work', 3, '--resume') == 1
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert 'no whole checkpoint' in said and 'epoch_1.pth' in said and 'epoch_2.pth' in said
+    assert 'name another with --resume PATH, or train from scratch without --resume' in said
+
+
+def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
+    path = tmp_path / 'a.pth'
+    backend = WholeFileBackend()
+    backend.put(b'old', path)
+    (tmp_path / 'a.pth.part').symlink_to('/dev/full')
+    with pytest.raises(OSError, match='No space left on device.*a.pth'):
+        backend.put(b'new', path)
+    assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.pth']
+    backend.put(b'new', path)
+    assert path.read_bytes() == b'new' and os.listdir(tmp_path) == ['a.pth']
+
+
+def test_moved_work_directories_can_be_resumed(train, workplace):
+    assert train('work', 1) == 0
+    shutil.move('work', 'moved')
+    assert train('moved', 2, '--resume') == 0
+    assert load_run('moved/epoch_2.pth')['meta']['epoch'] == 2
