@@ -24,7 +24,7 @@ def workplace(data, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.fixture(params=[1, pytest.param(2, marks=slow)], ids=['one thread', 'two threads'])
+@pytest.fixture
 def threads(request):
     before = torch.get_num_threads()
     torch.set_num_threads(request.param)
@@ -42,7 +42,14 @@ TRAINING = {
 
 
 @pytest.mark.parametrize(
-    'task', ['classifier', pytest.param('upernet', marks=slow), pytest.param('maskrcnn', marks=slow)]
+    'task, threads',
+    [
+        ('classifier', 1),
+        pytest.param('classifier', 2, marks=slow),
+        pytest.param('upernet', 1, marks=slow),
+        pytest.param('maskrcnn', 1, marks=slow),
+    ],
+    indirect=['threads'],
 )
 @pytest.mark.parametrize('generation', ['dat', 'datpp'])
 def test_same_seed_same_run(task, generation, threads, workplace):

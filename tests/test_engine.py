@@ -4,11 +4,13 @@ import shutil
 import subprocess
 import sys
 from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.utils import digit_version
 
 from mmdat import DAT
 from mmdat.datasets import make_shapes
@@ -20,6 +22,7 @@ ROOT = Path(__file__).parents[1]
 MASK_RCNN = ROOT / 'configs/demo/maskrcnn_datnano_shapes.py'
 UPERNET = ROOT / 'configs/demo/upernet_datnano_shapes.py'
 CLASSIFIER = ROOT / 'configs/demo/datnano_shapes.py'
+CAN_COMPILE = digit_version(torch.__version__) >= digit_version('2.4')
 
 
 @pytest.fixture(scope='module')
@@ -166,6 +169,47 @@ def test_options_that_cannot_be_served(workplace):
         evaluate(config(MASK_RCNN), 'empty.pth', tta=True)
     with pytest.raises(RunError, match='--out must name a .pkl file, got x.json'):
         evaluate(config(MASK_RCNN), 'empty.pth', out='x.json')
+
+
+@pytest.mark.skipif(CAN_COMPILE, reason='this PyTorch can compile')
+def test_compiling_is_refused_where_it_makes_nan(workplace):
+    torch.save({}, 'empty.pth')
+    message = f'--compile needs PyTorch 2.4 or newer, this is {torch.__version__}'
+    with pytest.raises(RunError, match=message):
+        train(config(CLASSIFIER), compile=True)
+    with pytest.raises(RunError, match=message):
+        evaluate(config(CLASSIFIER), 'empty.pth', compile=True)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CAN_COMPILE, reason='torch.compile needs PyTorch 2.4')
+def test_compiled_training_and_testing_give_the_same(workplace, monkeypatch):
+    from torch._dynamo.utils import counters  # takes seconds
+
+    # What mmdat's operators take part in; inductor, the default, takes minutes more on a CPU.
+    monkeypatch.setattr(torch, 'compile', partial(torch.compile, backend='aot_eager'))
+    loader = dict(batch_size=4, num_workers=0, persistent_workers=False)
+    options = {
+        **{f'{part}_dataloader': loader for part in ('train', 'val', 'test')},
+        'train_cfg.max_epochs': 1,
+        'train_cfg.val_interval': 2,
+        'default_hooks.checkpoint.interval': 1,
+        'custom_hooks': [],
+    }
+    weights, figures = [], []
+    for compile in (False, True):
+        for step in ('train', 'test'):
+            torch._dynamo.reset()  # graphs serve all models of a kind
+            counters.clear()
+            if step == 'train':
+                train(config(CLASSIFIER, **options), compile=compile)
+                weights.append(torch.load('work/epoch_1.pth', map_location='cpu', weights_only=False)['state_dict'])
+            else:
+                figures.append(evaluate(config(CLASSIFIER, **options), 'work/epoch_1.pth', compile=compile))
+            assert (counters['stats']['unique_graphs'] > 0) == compile
+    for key, value in weights[0].items():
+        torch.testing.assert_close(weights[1][key], value, rtol=1e-4, atol=1e-4)
+    assert figures[0] == figures[1]
 
 
 def test_missing_config(tmp_path):

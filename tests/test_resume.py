@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +17,35 @@ from mmdat.engine.resuming import WholeFileBackend, load_run
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'
-# Randomness everywhere: order, augmentation, dropped paths. Everything is logged, unsmoothed.
+# Kills its process in the middle of an iteration, or when half of a checkpoint is on the disk.
+KILLER = """
+import os, signal
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def write_half(number):
+    os.ftruncate(number, os.fstat(number).st_size // 2)
+    kill()
+
+@HOOKS.register_module()
+class Kill(Hook):
+    when, _, step = os.environ.get('KILL', '').partition(' ')
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if self.when == 'iteration' and runner.iter + 1 == int(self.step):
+            kill()
+
+    def before_save_checkpoint(self, runner, checkpoint):
+        if self.when == 'writing' and checkpoint['meta']['iter'] == int(self.step):
+            os.fsync = write_half
+"""
+# Randomness everywhere: order, augmentation in two workers, dropped paths. Everything is logged, unsmoothed.
 COMMON = """
-custom_hooks = []
+custom_imports = dict(imports=['killer'])
+custom_hooks = [dict(type='Kill')]
 log_processor = dict(type='LogProcessor', window_size=1, by_epoch={by_epoch})
 model = dict(backbone=dict(drop_path_rate=0.3))
 train_dataloader = dict(batch_size=2, num_workers={workers}, persistent_workers={persistent})
@@ -39,7 +68,9 @@ def data(tmp_path_factory):
 def workplace(data, tmp_path, monkeypatch):
     (tmp_path / 'data').mkdir()
     (tmp_path / 'data/shapes').symlink_to(data)
+    (tmp_path / 'killer.py').write_text(KILLER)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
     return tmp_path
 
 
@@ -47,6 +78,16 @@ def write_config(base, workers=2, persistent=True, seed='seed=3', **kind):
     text = f'_base_ = "{DEMO / base}.py"\n'
     Path('mine.py').write_text(
         text + COMMON.format(workers=workers, persistent=persistent and workers > 0, seed=seed, **kind)
+    )
+
+
+def command(*args, kill=''):
+    """tools/train.py in a process of its own."""
+    return subprocess.run(
+        [sys.executable, ROOT / 'tools/train.py', 'mine.py', *map(str, args)],
+        env=dict(os.environ, KILL=kill, PYTHONPATH=f'{ROOT}{os.pathsep}{Path.cwd()}', OMP_NUM_THREADS='1'),
+        capture_output=True,
+        text=True,
     )
 
 
@@ -84,6 +125,31 @@ def assert_equal(one, other):
             assert_equal(*pair)
     else:
         assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kill', ['writing 6'])
+@pytest.mark.parametrize('generation', ['datpp'])
+@pytest.mark.parametrize(
+    'base, kind, last, steps',
+    [
+        ('{}nano_shapes', EPOCHS, 'epoch_3.pth', None),
+    ],
+    ids=['classifier'],
+)
+def test_killed_and_resumed(base, kind, last, steps, generation, kill, workplace):
+    write_config(base.format(generation), **kind)
+    done = command('--work-dir', 'whole')
+    assert done.returncode == 0, done.stderr[-2000:]
+    steps = steps or len(history('whole'))
+    assert command('--work-dir', 'cut', kill=kill).returncode == -signal.SIGKILL
+    assert not Path('cut', last).exists()
+    left = sorted(path.name for path in Path('cut').glob('*.pth*'))
+    assert any(name.endswith('.part') for name in left) == kill.startswith('writing')
+    done = command('--work-dir', 'cut', '--resume')
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert 'resumed epoch' in done.stdout and 'starts from scratch' not in done.stdout
+    assert_same_run('whole', 'cut', last, steps)
 
 
 @pytest.fixture

@@ -168,9 +168,7 @@ def main() -> None:
     parser.add_argument('out', metavar='OUT.onnx', help='file to write')
     parser.add_argument('--checkpoint', help='weights (default: those of init_cfg of the backbone, or untrained ones)')
     parser.add_argument('--size', type=int, nargs=2, default=(224, 224), metavar=('H', 'W'), help='default: 224 224')
-    parser.add_argument(
-        '--dynamic', action='store_true', help='leave batch, height and width open (DAT++: from 64 pixels)'
-    )
+    parser.add_argument('--dynamic', action='store_true', help='leave batch, height and width open')
     parser.add_argument('--whole', action='store_true', help='the whole segmentor in place of the backbone')
     args = parser.parse_args()
 

@@ -16,7 +16,7 @@ def main() -> None:
     )
     add_common_options(parser)
     args = parser.parse_args()
-    evaluate(load_config(args), args.checkpoint, args.out, args.show_dir, args.tta)
+    evaluate(load_config(args), args.checkpoint, args.out, args.show_dir, args.tta, args.compile)
 
 
 if __name__ == '__main__':

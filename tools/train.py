@@ -21,7 +21,7 @@ def main() -> None:
     )
     add_common_options(parser)
     args = parser.parse_args()
-    train(load_config(args), args.amp, args.resume, args.auto_scale_lr)
+    train(load_config(args), args.amp, args.resume, args.auto_scale_lr, args.compile)
 
 
 if __name__ == '__main__':

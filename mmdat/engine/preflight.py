@@ -8,9 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, Optional
 
+import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.device import get_device
+from mmengine.utils import digit_version
 
 from mmdat.models.checkpoint import is_official
 
@@ -135,6 +137,23 @@ def check_start(model: nn.Module, weights: dict[str, Any], path: str) -> None:
         raise RunError(
             f'{path} holds none of the weights of the model, but such as {next(iter(weights), "nothing")}: choose a '
             f'checkpoint of this model, or load a backbone with model.backbone.init_cfg'
+        )
+
+
+def check_compile(cfg: Config) -> None:
+    """Check that torch.compile can be trusted here.
+
+    Raises:
+        RunError: With PyTorch before 2.4, or another runner than MMEngine's usual one.
+    """
+    if cfg.get('runner_type', 'Runner') != 'Runner':
+        raise RunError(
+            f'--compile works with the runner_type Runner, but the config has {cfg.runner_type}: leave it out'
+        )
+    if digit_version(torch.__version__) < digit_version('2.4'):
+        raise RunError(
+            f'--compile needs PyTorch 2.4 or newer, this is {torch.__version__}, whose torch.compile makes NaN of the '
+            f'backbone: leave it out'
         )
 
 

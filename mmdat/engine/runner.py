@@ -20,7 +20,7 @@ from mmdat.models.checkpoint import CheckpointError, unwrap
 
 from .explain import explain
 from .own_data import complete_config
-from .preflight import RunError, check_amp, check_fit, check_run, check_start, check_work_dir
+from .preflight import RunError, check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
 from .resuming import keep_a_whole_checkpoint, prepare_resume
 from .safe_reading import reading_without_code
 from .sharding import check_sharding
@@ -53,6 +53,11 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         type=key_value,
         metavar='KEY=VALUE',
         help='entries of the config to change, such as train_dataloader.batch_size=4',
+    )
+    parser.add_argument(
+        '--compile',
+        action='store_true',
+        help='compile backbone and neck with torch.compile (the first step takes minutes)',
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
@@ -97,7 +102,13 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 @reading_without_code()
-def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_scale_lr: bool = False) -> None:
+def train(
+    cfg: Config,
+    amp: bool = False,
+    resume: Optional[str] = None,
+    auto_scale_lr: bool = False,
+    compile: bool = False,
+) -> None:
     """Train and evaluate.
 
     Args:
@@ -105,6 +116,7 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
         amp: Train in mixed precision.
         resume: A checkpoint to go on from, or ``'auto'`` for the latest in the work directory.
         auto_scale_lr: Scale the learning rate to the batch size, by ``auto_scale_lr.base_batch_size``.
+        compile: Compile backbone and neck.
 
     Raises:
         RunError: If the run cannot be made, before the model is built.
@@ -124,6 +136,8 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
                 'size that its learning rate is meant for'
             )
         cfg.auto_scale_lr.enable = True
+    if compile:
+        check_compile(cfg)
     check_amp(cfg)
     check_sharding(cfg)
     if not resume and cfg.get('resume'):
@@ -132,7 +146,7 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
     check_run(cfg, training=True)
     keep_a_whole_checkpoint(cfg)
     cfg.setdefault('default_hooks', ConfigDict()).setdefault('seed', dict(type='mmdat.SeedHook'))
-    runner = _build(cfg)
+    runner = _build(cfg, compile)
     start = cfg.get('load_from')
     # A FlexibleRunner builds its model later.
     if start and not cfg.get('resume') and '://' not in start and isinstance(runner.model, torch.nn.Module):
@@ -144,7 +158,12 @@ def train(cfg: Config, amp: bool = False, resume: Optional[str] = None, auto_sca
 
 @reading_without_code()
 def evaluate(
-    cfg: Config, checkpoint: str, out: Optional[str] = None, show_dir: Optional[str] = None, tta: bool = False
+    cfg: Config,
+    checkpoint: str,
+    out: Optional[str] = None,
+    show_dir: Optional[str] = None,
+    tta: bool = False,
+    compile: bool = False,
 ) -> dict[str, float]:
     """Evaluate a checkpoint.
 
@@ -154,6 +173,7 @@ def evaluate(
         out: A .pkl file for the predictions.
         show_dir: A directory for pictures of the predictions.
         tta: Test-time augmentation, by ``tta_model`` and ``tta_pipeline`` of the config.
+        compile: Compile backbone and neck.
 
     Returns:
         The figures of the evaluators.
@@ -172,8 +192,10 @@ def evaluate(
         _save_pictures(cfg, os.path.abspath(show_dir))
     if tta:
         _augment_test(cfg)
+    if compile:
+        check_compile(cfg)
     check_run(cfg, training=False)
-    runner = _build(cfg)
+    runner = _build(cfg, compile)
     if '://' not in checkpoint:
         model = runner.model.module if is_model_wrapper(runner.model) or tta else runner.model
         check_fit(model, unwrap(load_weights(checkpoint)), checkpoint)
@@ -254,11 +276,18 @@ def _replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:
             _replace(child, key, change)
 
 
-def _build(cfg: Config) -> Union[Runner, FlexibleRunner]:
+def _build(cfg: Config, compile: bool) -> Union[Runner, FlexibleRunner]:
     check_work_dir(cfg.work_dir)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    return RUNNERS.build(cfg)  # MMEngine's Runner, or the config's runner_type
+    runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the config's runner_type
+    if compile:
+        # Not MMEngine's cfg.compile: it takes the optimizer's step too, where torch 2.14 fails, and nothing in testing.
+        model = runner.model
+        while hasattr(model, 'module'):  # distributed, or test-time augmentation
+            model = model.module
+        model.extract_feat = torch.compile(model.extract_feat)
+    return runner
 
 
 def _distribute_on_cpu(cfg: Config) -> None:
