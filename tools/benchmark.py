@@ -68,13 +68,17 @@ def main() -> None:
         for case in SUITES[suite]:
             if args.only in case.name:
                 results += [dict(suite=suite, **result) for result in run_case(case, args)]
-    if args.out:
-        out = Path(args.out)
-        out.mkdir(parents=True, exist_ok=True)
-        (out / 'benchmark.json').write_text(json.dumps(dict(machine=machine, results=results), indent=1) + '\n')
-        if 'scaling' in args.suites:
-            plot_scaling([result for result in results if result['suite'] == 'scaling'], out / 'scaling.png')
+                if args.out:  # after each case: some take long, and may be interrupted
+                    write(results, machine, Path(args.out))
     print('\n' + table(results, machine))
+
+
+def write(results: Sequence[dict[str, Any]], machine: dict[str, Any], out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    (out / 'benchmark.json').write_text(json.dumps(dict(machine=machine, results=results), indent=1) + '\n')
+    scaling = [result for result in results if result['suite'] == 'scaling']
+    if len({tuple(result['size']) for result in scaling}) > 1:
+        plot_scaling(scaling, out / 'scaling.png')
 
 
 def parse_args() -> argparse.Namespace:
