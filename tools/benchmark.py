@@ -429,9 +429,13 @@ def plot_scaling(results: Sequence[dict[str, Any]], path: Path) -> None:
             pixels = [math.prod(r['size']) for r in some]
             values = [r[field] / unit for r in some]
             ax.loglog(pixels, values, 'o-', label=f'{variant}: pixels^{exponent(pixels, values):.2f}')
-        ax.set(xlabel='pixels of the image', ylabel=label)
+        ax.set(xlabel='image', ylabel=label)
+        ax.set_xticks(pixels, [f'{height}x{width}' for height, width in (r['size'] for r in some)], rotation=30)
+        ax.xaxis.minorticks_off()
+        ax.yaxis.set_major_formatter('{x:g}')
+        ax.yaxis.set_minor_formatter('{x:g}')
         ax.grid(True, which='both', alpha=0.3)
-        ax.legend()
+        ax.legend(fontsize='small')
     figure.suptitle('Training step of one image, float32')
     figure.tight_layout()
     figure.savefig(path, dpi=120)
