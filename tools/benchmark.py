@@ -433,7 +433,6 @@ def plot_scaling(results: Sequence[dict[str, Any]], path: Path) -> None:
         ax.set_xticks(pixels, [f'{height}x{width}' for height, width in (r['size'] for r in some)], rotation=30)
         ax.xaxis.minorticks_off()
         ax.yaxis.set_major_formatter('{x:g}')
-        ax.yaxis.set_minor_formatter('{x:g}')
         ax.grid(True, which='both', alpha=0.3)
         ax.legend(fontsize='small')
     figure.suptitle('Training step of one image, float32')
