@@ -5,10 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmdet.visualization import DetLocalVisualizer
-from mmengine.visualization import Visualizer
-from mmpretrain.visualization import UniversalVisualizer
-from mmseg.visualization import SegLocalVisualizer
+from mmengine.utils import ManagerMixin
 
 from mmdat.engine.runner import run
 
@@ -23,15 +20,29 @@ def load_tool(name: str) -> Any:
     return module
 
 
-def run_tool(monkeypatch, tool: str, *args: Any) -> int:
-    """What the command does, up to its exit; returns its exit code. Messages go to stderr, as there."""
+def forget_runs(kind: type = ManagerMixin) -> None:
+    """Forget what MMEngine keeps by name for a process: visualizers, default scopes, loggers, message hubs.
+
+    The next run would write into the directory of the last; and where both began in the same second and so have the
+    same name, types would be looked for in the wrong toolbox.
+    """
+    for manager in kind.__subclasses__():
+        manager._instance_dict.clear()
+        forget_runs(manager)
+
+
+def call_tool(monkeypatch, tool: str, *args: Any) -> None:
+    """Call the main function of a tool with a command line."""
     module = load_tool(tool)
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
-    # One per process, kept by name: the next run would write into the directory of the last.
-    for visualizer in (Visualizer, DetLocalVisualizer, SegLocalVisualizer, UniversalVisualizer):
-        visualizer._instance_dict.clear()
+    forget_runs()
+    module.main()
+
+
+def run_tool(monkeypatch, tool: str, *args: Any) -> int:
+    """What the command does, up to its exit; returns its exit code. Messages go to stderr, as there."""
     try:
-        run(module.main)
+        run(lambda: call_tool(monkeypatch, tool, *args))
     except SystemExit as exit:
         if isinstance(exit.code, str):
             print(exit.code, file=sys.stderr)

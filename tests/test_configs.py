@@ -3,7 +3,6 @@
 import copy
 import functools
 import importlib
-import importlib.util
 import re
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import torch.nn as nn
 import yaml
+from in_process import load_tool
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
@@ -102,9 +102,7 @@ DROP_PATH = {
 }
 
 
-spec = importlib.util.spec_from_file_location('get_flops', ROOT.parent / 'tools/get_flops.py')
-get_flops = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(get_flops)
+get_flops = load_tool('get_flops')
 
 
 class Name:

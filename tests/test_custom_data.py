@@ -1,10 +1,8 @@
 """configs/own_data: data of one's own, with other classes and sizes than any config knows, by one command."""
 
-import importlib.util
 import json
 import re
 import shutil
-import sys
 from argparse import Namespace
 from pathlib import Path
 
@@ -13,12 +11,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import NANO
-from mmdet.visualization import DetLocalVisualizer
+from in_process import call_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
-from mmengine.visualization import Visualizer
-from mmpretrain.visualization import UniversalVisualizer
-from mmseg.visualization import SegLocalVisualizer
 
 from mmdat.engine.inference import Predictor
 from mmdat.engine.preflight import RunError, check_run
@@ -111,17 +106,6 @@ def load(config, helper, root='my data', **options):
     )
 
 
-def train(monkeypatch, *args):
-    """What the command line does, in this process."""
-    spec = importlib.util.spec_from_file_location('train', ROOT / 'tools/train.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, 'argv', ['train.py', *map(str, args)])
-    for visualizer in (Visualizer, DetLocalVisualizer, SegLocalVisualizer, UniversalVisualizer):
-        visualizer._instance_dict.clear()
-    module.main()
-
-
 # A full-size config with a nano backbone, as a user's own would be; and what makes two iterations of it short.
 QUICK = ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=1'] + [
     f'{part}_dataloader.{option}'
@@ -191,8 +175,9 @@ def test_train_and_evaluate(helper, workplace, monkeypatch):
     config = workplace / 'mine.py'
     config.write_text(f'_base_ = "{ROOT}/configs/{base}.py"\nmodel = {model!r}\n')
     root = 'my data/folders' if helper == 'class_folders' else 'my data'
-    train(
+    call_tool(
         monkeypatch,
+        'train',
         config,
         '--override',
         OWN / f'{helper}.py',

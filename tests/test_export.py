@@ -1,19 +1,15 @@
 """tools/export_onnx.py: what onnxruntime makes of exported models, and refusals in one sentence."""
 
-import importlib.util
 import sys
-from pathlib import Path
 
 import pytest
 import torch
+from in_process import ROOT, load_tool
 
 from mmdat import DAT
 from mmdat.engine.preflight import RunError
 
-ROOT = Path(__file__).parents[1]
-spec = importlib.util.spec_from_file_location('export_onnx', ROOT / 'tools/export_onnx.py')
-export_onnx = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(export_onnx)
+export_onnx = load_tool('export_onnx')
 
 try:
     export_onnx.require_packages()

@@ -1,18 +1,13 @@
 """tools/get_flops.py: against a count by hand, against what really runs, and against the papers."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn as nn
+from in_process import ROOT, load_tool
 
 from mmdat import DAT
 
-PATH = Path(__file__).parents[1] / 'tools/get_flops.py'
-spec = importlib.util.spec_from_file_location('get_flops', PATH)
-get_flops = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(get_flops)
+get_flops = load_tool('get_flops')
 
 # The papers' tables: multiply-adds in units of 1e9, at 224x224.
 PUBLISHED = {'tiny': 4.6, 'small': 9.0, 'base': 15.8, 'tiny++': 4.3, 'small++': 9.4, 'base++': 16.6}
@@ -63,7 +58,7 @@ def test_attention_by_hand():
 
 def test_heads_are_counted():
     """A classifier adds its linear layer, 768 x 1000, to the backbone."""
-    model = get_flops.load_model(str(PATH.parents[1] / 'configs/dat_t_300e_in1k.py'))
+    model = get_flops.load_model(str(ROOT / 'configs/dat_t_300e_in1k.py'))
     count = get_flops.model_operations(model, (64, 64))
     assert count.pop('neck and heads') == 768 * 1000
     assert count == get_flops.backbone_operations(model.backbone, (64, 64))

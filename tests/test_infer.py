@@ -1,6 +1,5 @@
 """tools/infer.py: images, folders, globs and videos in, pictures and predictions out, for all three tasks."""
 
-import importlib.util
 import json
 import pickle
 import re
@@ -12,11 +11,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from in_process import forget_runs, load_tool
 from mmdet.structures import DetDataSample
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import InstanceData, PixelData
-from mmengine.visualization import Visualizer
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
@@ -87,17 +86,10 @@ def workplace(place, tmp_path, monkeypatch):
     return tmp_path
 
 
-def load_tool():
-    spec = importlib.util.spec_from_file_location('infer', ROOT / 'tools/infer.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def infer(workplace, monkeypatch):
     """Run the tool in this process, up to its exit; returns images.json, predictions.json."""
-    tool = load_tool()
+    tool = load_tool('infer')
 
     def call(task, *args, code=0):
         arguments = [CONFIGS[task], f'{task}.pth', *args, '--device', 'cpu', '--out-dir', 'out']
@@ -128,7 +120,7 @@ def make_video(path, size=(46, 70), frames=4, rate=7):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_it_predicts_what_testing_predicts(task, infer):
-    Visualizer._instance_dict.clear()
+    forget_runs()
     loading = {
         f'test_dataloader.{key}': value
         for key, value in dict(num_workers=0, persistent_workers=False, batch_size=1).items()
@@ -297,7 +289,7 @@ def test_what_is_missing_is_said_before_the_model_is_built(arguments, message, w
         checkpoint='detection.pth',
         image='data/shapes/images/validation/shapes_val_00001.jpg',
     )
-    tool = load_tool()
+    tool = load_tool('infer')
 
     def build(*args):
         raise AssertionError('the model was built')

@@ -1,6 +1,5 @@
 """tools/train.py and tools/test.py on real data: every task, both generations, and the full-size configs."""
 
-import importlib.util
 import pickle
 import subprocess
 import sys
@@ -8,11 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmdet.visualization import DetLocalVisualizer
+from in_process import call_tool
 from mmengine.config import Config
-from mmengine.visualization import Visualizer
-from mmpretrain.visualization import UniversalVisualizer
-from mmseg.visualization import SegLocalVisualizer
 
 from mmdat.datasets import make_shapes
 
@@ -42,18 +38,6 @@ def workplace(data, tmp_path, monkeypatch):
     return tmp_path
 
 
-def call(monkeypatch, tool, *args):
-    """Run the main function of a tool in this process; starting another takes longer than these runs."""
-    spec = importlib.util.spec_from_file_location(tool, ROOT / 'tools' / f'{tool}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
-    # One per process, kept by name: the next run would write into the directory of the last.
-    for visualizer in (Visualizer, DetLocalVisualizer, SegLocalVisualizer, UniversalVisualizer):
-        visualizer._instance_dict.clear()
-    module.main()
-
-
 def scalars(work_dir):
     """All logged values of the latest run."""
     latest = max(work_dir.glob('*_*/vis_data/scalars.json'))
@@ -78,12 +62,12 @@ def test_train_resume_test(task, generation, workplace, monkeypatch):
     config, work_dir = DEMO / f'{name}.py', workplace / 'work'
     common = [config, '--work-dir', work_dir, '--cfg-options', *QUICK]
 
-    call(monkeypatch, 'train', *common, *schedule.format(1).split())
+    call_tool(monkeypatch, 'train', *common, *schedule.format(1).split())
     first = torch.load(work_dir / checkpoint.format(1), map_location='cpu', weights_only=False)
     assert first['meta']['iter'] == iterations
     assert metric in scalars(work_dir)
 
-    call(monkeypatch, 'train', *common, *schedule.format(2).split(), '--resume')
+    call_tool(monkeypatch, 'train', *common, *schedule.format(2).split(), '--resume')
     second = torch.load(work_dir / checkpoint.format(2), map_location='cpu', weights_only=False)
     assert second['meta']['iter'] == 2 * iterations
     log = max(work_dir.glob('*_*/*.log')).read_text()
@@ -91,7 +75,7 @@ def test_train_resume_test(task, generation, workplace, monkeypatch):
     assert any(not torch.equal(second['state_dict'][key], value) for key, value in first['state_dict'].items())
 
     out, pictures = workplace / 'predictions.pkl', workplace / 'pictures'
-    call(
+    call_tool(
         monkeypatch,
         'test',
         config,
@@ -110,7 +94,7 @@ def test_train_resume_test(task, generation, workplace, monkeypatch):
 
 
 def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(workplace, monkeypatch):
-    call(
+    call_tool(
         monkeypatch,
         'train',
         DEMO / 'datnano_shapes.py',
@@ -127,7 +111,7 @@ def test_resume_without_a_checkpoint_starts_from_scratch_and_says_so(workplace, 
 
 
 def test_auto_scale_lr(workplace, monkeypatch):
-    call(
+    call_tool(
         monkeypatch,
         'train',
         DEMO / 'datnano_shapes.py',
@@ -143,8 +127,8 @@ def test_auto_scale_lr(workplace, monkeypatch):
 
 def test_test_time_augmentation(workplace, monkeypatch):
     config = DEMO / 'upernet_datnano_shapes.py'
-    call(monkeypatch, 'train', config, '--work-dir', 'work', '--cfg-options', *QUICK, 'train_cfg.max_iters=1')
-    call(monkeypatch, 'test', config, 'work/iter_1.pth', '--work-dir', 'tta', '--tta', '--cfg-options', *QUICK)
+    call_tool(monkeypatch, 'train', config, '--work-dir', 'work', '--cfg-options', *QUICK, 'train_cfg.max_iters=1')
+    call_tool(monkeypatch, 'test', config, 'work/iter_1.pth', '--work-dir', 'tta', '--tta', '--cfg-options', *QUICK)
     assert 'mIoU' in max(Path('tta').glob('*_*/*.json')).read_text()
 
 

@@ -7,9 +7,9 @@ import cv2
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import forget_runs
 from matplotlib.figure import Figure
 from mmdet.models import DetDataPreprocessor
-from mmpretrain.visualization import UniversalVisualizer
 
 from mmdat import DAT
 from mmdat.datasets import make_shapes
@@ -227,7 +227,7 @@ def test_nothing_stays_behind_in_the_model(nano):
 
 def run_training(work_dir, data, name, *hooks):
     """Two epochs of two iterations of the demo's classifier; returns the final weights."""
-    UniversalVisualizer._instance_dict.clear()
+    forget_runs()
     cfg = load_config(
         Namespace(
             config=str(ROOT / f'configs/demo/{name}_shapes.py'),

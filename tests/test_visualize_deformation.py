@@ -1,6 +1,5 @@
 """tools/visualize_deformation.py: any task, pixels of the original image, and faults told in one sentence."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import call_tool
 from mmengine.config import Config
 
 from mmdat.engine.preflight import RunError
@@ -30,15 +30,6 @@ def image(tmp_path):
     path = tmp_path / 'spot.png'
     cv2.imwrite(str(path), np.repeat(spot[..., None], 3, -1).round().astype(np.uint8))
     return path
-
-
-def call(monkeypatch, *args):
-    """Run the tool's main function in this process."""
-    spec = importlib.util.spec_from_file_location('visualize_deformation', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    monkeypatch.setattr(sys, 'argv', ['visualize_deformation.py', *map(str, args)])
-    module.main()
 
 
 def full_size(name):
@@ -120,7 +111,7 @@ def test_a_known_point_is_found_again(preparation, generation, image):
 def test_detector_segmentor_and_classifier(task, generation, image, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     name = task.format(generation) + '_shapes'
-    call(monkeypatch, image, '--config', DEMO / f'{name}.py')
+    call_tool(monkeypatch, 'visualize_deformation', image, '--config', DEMO / f'{name}.py')
     files = sorted((tmp_path / 'work_dirs' / name / 'deformation/spot').iterdir())
     stages = {'datnano': (3, 4), 'datppnano': (2, 3, 4)}[generation]
     assert [file.name for file in files] == [f'stage{stage}.png' for stage in stages]
@@ -146,7 +137,7 @@ def test_weights_of_a_checkpoint_layers_and_queries(image, tmp_path, monkeypatch
     common = [image, '--config', config, '--checkpoint', tmp_path / 'model.pth', '--layer', 'stages.2.blocks.1.mixer']
     sheets = []
     for queries in (['158,90'], ['20,20'], ['20,20', '158,90']):
-        call(monkeypatch, *common, '--out-dir', tmp_path / 'out', '--query', *queries)
+        call_tool(monkeypatch, 'visualize_deformation', *common, '--out-dir', tmp_path / 'out', '--query', *queries)
         assert [path.name for path in (tmp_path / 'out').iterdir()] == ['stage3.png']
         sheets.append((tmp_path / 'out/stage3.png').read_bytes())
     assert len(set(sheets)) == 3
@@ -201,7 +192,7 @@ def test_faults_are_told_in_one_sentence(arguments, message, image, tmp_path, mo
     if '--config' not in arguments:
         arguments = [*arguments, '--config', DEMO / 'datnano_shapes.py']
     with pytest.raises(RunError, match=message) as error:
-        call(monkeypatch, *arguments)
+        call_tool(monkeypatch, 'visualize_deformation', *arguments)
     assert '\n' not in str(error.value)
 
 
