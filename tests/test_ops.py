@@ -5,6 +5,8 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from mmdat.ops import (
@@ -243,10 +245,55 @@ def test_deformable_attention_with_other_biases(kind):
     assert_equal(*results, 1e-10)
 
 
-def test_fixed_bias_rows_are_those_of_the_resized_table():
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that an operation made."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(x.numel() for x in tree_leaves(out) if isinstance(x, torch.Tensor))])
+        return out
+
+
+@pytest.mark.parametrize('kind', ['table', 'log', 'none'])
+def test_deformable_attention_holds_memory_linear_in_the_pixels(kind):
+    """Whether in use at a time or kept for the backward pass; the naive form holds all scores."""
+    heads, groups, dim = 4, 2, 4
+    held, scores = [], []
+    for size in ((16, 24), (32, 48)):
+        kept = {}
+        inputs = attention_inputs(1, heads, groups, size, size, (13, 13), torch.float32, dim)
+        bias = None
+        if kind == 'log':
+            weights = [torch.randn(*shape) for shape in ((4, 2), (4,), (heads // groups, 4))]
+            bias = LogBias(*weights, inputs[4], *(axis(n, torch.float32) for n in size))
+
+        def attend(query, key, value, table, position, bias=bias, size=size):
+            if kind == 'table':
+                bias = TableBias(table, position, *(axis(n, torch.float32) for n in size), even=True)
+            return deformable_attention(query, key, value, heads, bias, chunk_bytes=2**18)
+
+        def keep(x, kept=kept):
+            kept[x.data_ptr()] = x.numel()
+            return x
+
+        leaves = [x.requires_grad_() for x in inputs]
+        with LargestTensor() as largest:
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+                out = attend(*leaves)
+            out.square().sum().backward()
+        held.append((largest.numel, sum(kept.values())))
+        scores.append(heads * (size[0] * size[1]) ** 2)
+    for small, large in zip(*held):
+        assert large <= 4.5 * small  # for four times the pixels
+        assert large < scores[1] / 16
+
+
+def test_fixed_bias_of_some_queries_is_that_of_the_resized_table():
     bias = FixedBias(torch.randn(2, 12, 6, dtype=DOUBLE), (7, 5), 9)
     whole = F.interpolate(bias.table[None], size=(35, 9), mode='bilinear', align_corners=True)
-    torch.testing.assert_close(bias.rows(2, 5), whole[:, :, 10:25], rtol=0, atol=1e-12)
+    torch.testing.assert_close(bias.of(slice(11, 24)), whole[:, :, 11:24], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('kind', ['table', 'fixed', 'none'])

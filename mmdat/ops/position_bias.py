@@ -1,8 +1,9 @@
 """Position biases of deformable attention (DAT, section 3.2; DAT++, section 3.3 and its ablations).
 
-Each kind holds what its bias is computed from and offers ``rows(start, stop)``: the bias of the
-queries in those rows of the query map to all keys, ``(B or 1, heads, rows * W, N)`` with
-``N = Hk * Wk``. So nobody has to hold the bias of all queries at once.
+Each kind holds what its bias is computed from and offers ``of(queries)``: the bias of some of the queries
+(of the flattened map; by default all) to all keys, ``(B or 1, heads, queries, N)`` with ``N = Hk * Wk``.
+So nobody has to hold the bias of all queries at once. ``numbers`` says how many numbers per query and key of an
+image that takes at a time.
 
 Positions are (y, x), normalised so that -1 and 1 are the borders of the map.
 """
@@ -13,6 +14,8 @@ from typing import NamedTuple, Union
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+ALL = slice(None)
 
 
 class TableBias(NamedTuple):
@@ -38,10 +41,13 @@ class TableBias(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.position.dtype
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Bias of the queries in rows ``start`` to ``stop - 1`` to all keys, ``(B or 1, heads, rows * W, N)``."""
+    @property
+    def numbers(self) -> int:
+        return max(self.table.shape[0], 2 * self.position.shape[1])
+
+    def of(self, queries: slice = ALL) -> Tensor:
         batch, groups = self.position.shape[:2]
-        displacement = _displacement(self, start, stop) / 2
+        displacement = _displacement(self, queries) / 2
         table = self.table.to(displacement.dtype).unflatten(0, (groups, -1)).repeat(batch, 1, 1, 1)
         bias = F.grid_sample(table, displacement.flatten(0, 1).flip(-1), mode='bilinear', align_corners=True)
         return bias.unflatten(0, (batch, groups)).flatten(1, 2)
@@ -70,9 +76,12 @@ class LogBias(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.position.dtype
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Bias of the queries in rows ``start`` to ``stop - 1`` to all keys, ``(B or 1, heads, rows * W, N)``."""
-        displacement = _displacement(self, start, stop) * 4
+    @property
+    def numbers(self) -> int:
+        return self.position.shape[1] * self.weight1.shape[0]
+
+    def of(self, queries: slice = ALL) -> Tensor:
+        displacement = _displacement(self, queries) * 4
         displacement = displacement.sign() * torch.log2(displacement.abs() + 1) / math.log2(8)
         hidden = F.linear(displacement, self.weight1, self.bias1).relu()
         return F.linear(hidden, self.weight2).movedim(-1, 2).flatten(1, 2)
@@ -95,14 +104,17 @@ class FixedBias(NamedTuple):
     def dtype(self) -> torch.dtype:
         return self.table.dtype
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Bias of the queries in rows ``start`` to ``stop - 1`` to all keys, ``(B or 1, heads, rows * W, N)``."""
-        height, width = self.query_size
-        if self.table.shape[1:] == (height * width, self.num_keys):
-            return self.table[None, :, start * width : stop * width]
-        # Bilinear interpolation is separable: first the rows that are asked for, then all columns.
-        step = (self.table.shape[1] - 1) / max(height * width - 1, 1)
-        row = torch.arange(start * width, stop * width, dtype=self.table.dtype, device=self.table.device) * step
+    @property
+    def numbers(self) -> int:
+        return self.table.shape[0]
+
+    def of(self, queries: slice = ALL) -> Tensor:
+        num_queries = self.query_size[0] * self.query_size[1]
+        if self.table.shape[1:] == (num_queries, self.num_keys):
+            return self.table[None, :, queries]
+        # Bilinear interpolation is separable: first the rows of the queries, then all columns.
+        step = (self.table.shape[1] - 1) / max(num_queries - 1, 1)
+        row = torch.arange(num_queries, dtype=self.table.dtype, device=self.table.device)[queries] * step
         first = row.floor().clamp(max=max(self.table.shape[1] - 2, 0))
         last = self.table.shape[1] - 1
         below, above = [self.table.index_select(1, (first + i).long().clamp(max=last)) for i in (0, 1)]
@@ -113,7 +125,7 @@ class FixedBias(NamedTuple):
 PositionBias = Union[TableBias, LogBias, FixedBias]
 
 
-def _displacement(bias, start: int, stop: int) -> Tensor:
-    """Query minus key position, ``(B, G, rows * W, N, 2)``."""
-    query = torch.stack(torch.meshgrid(bias.query_y[start:stop], bias.query_x, indexing='ij'), -1)
-    return query.flatten(0, 1)[:, None] - bias.position.flatten(2, 3).unsqueeze(2)
+def _displacement(bias: Union[TableBias, LogBias], queries: slice) -> Tensor:
+    """Query minus key position, ``(B, G, queries, N, 2)``."""
+    query = torch.stack(torch.meshgrid(bias.query_y, bias.query_x, indexing='ij'), -1)
+    return query.flatten(0, 1)[queries][:, None] - bias.position.flatten(2, 3).unsqueeze(2)

@@ -62,4 +62,6 @@ def deformable_attention(
 
 def _unbiased(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
     q, k, v = [x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3) for x in (query, key, value)]
+    # PyTorch takes a form that holds all scores where the channels do not follow each other in memory.
+    q, k, v = [x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v)]
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(query.shape)

@@ -12,12 +12,11 @@ def naive_deformable_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[PositionBias] = None, dropout: float = 0.0
 ) -> Tensor:
     """See :func:`mmdat.ops.deformable_attention`."""
-    bias = None if bias is None else bias.rows(0, query.shape[2])
-    return attend(query, key, value, num_heads, bias, dropout)
+    return attend(query, key, value, num_heads, None if bias is None else bias.of(), dropout)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[Tensor], dropout: float) -> Tensor:
-    """Attention with the bias as a tensor, ``(B or 1, heads, queries, keys)``."""
+    """Attention of a map or some of its pixels ``(B, C, n)``; the bias is ``(B or 1, heads, queries, keys)``."""
     split = lambda x: x.flatten(2).unflatten(1, (num_heads, -1))  # noqa: E731  (B, heads, C / heads, pixels)
     q, k, v = split(query), split(key), split(value)
     scores = q.transpose(-1, -2) @ k * q.shape[2] ** -0.5
