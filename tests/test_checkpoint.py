@@ -103,6 +103,21 @@ def test_a_whole_detector_loads_strictly():
     assert torch.equal(detector.neck.bias, torch.ones(2))
 
 
+@pytest.mark.parametrize('position_bias', ['fixed', 'dwconv', 'log'])
+def test_every_kind_of_position_bias_loads(nano, position_bias):
+    """The official release calls all of them rpe_table."""
+    model, other = [DAT(dict(nano, position_bias=position_bias), img_size=64, out_indices=(3,)) for _ in range(2)]
+    other.load_state_dict(to_official(model.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+def test_what_follows_from_the_architecture_is_left_out(official):
+    state_dict, arch, img_size = official
+    state_dict['stages.0.attns.0.relative_position_index'] = torch.zeros(49, 49, dtype=torch.long)
+    state_dict['stages.0.attns.1.attn_mask'] = torch.zeros(4, 49, 49)
+    DAT(arch, img_size, out_indices=(3,)).load_state_dict(state_dict)
+
+
 def test_own_checkpoints_load_strictly(nano):
     model, other = DAT(nano, img_size=64), DAT(nano, img_size=64)
     other.load_state_dict(model.state_dict())
