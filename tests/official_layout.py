@@ -37,7 +37,8 @@ def _rename(key, value, state_dict, dense):
         if mixer + 'proj_q.weight' in state_dict:
             rest = re.sub(r'^offset_net\.1\.', 'conv_offset.1.norm.', rest).replace('offset_net.', 'conv_offset.')
             rest = rest.replace(TABLE, 'rpe_table')
-            value = value[..., None, None] if value.dim() == 2 else value
+            value = value[..., None, None] if value.dim() == 2 and not rest.startswith('bias_mlp') else value
+            rest = re.sub(r'^bias_(conv|mlp)\.', 'rpe_table.', rest)
         elif state_dict[mixer + TABLE].dim() == 3:
             rest = rest.replace('proj_out.', 'proj.').replace(TABLE, 'rpb')
         else:

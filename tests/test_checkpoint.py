@@ -14,7 +14,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from official_layout import to_official
 
 from mmdat import DAT
-from mmdat.models.checkpoint import Signature, convert_official, resize_table
+from mmdat.models.checkpoint import CheckpointError, Signature, convert_official, resize_table
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'tests' / 'data'
@@ -103,6 +103,21 @@ def test_a_whole_detector_loads_strictly():
     assert torch.equal(detector.neck.bias, torch.ones(2))
 
 
+@pytest.mark.parametrize('position_bias', ['fixed', 'dwconv', 'log'])
+def test_every_kind_of_position_bias_loads(nano, position_bias):
+    """The official release calls all of them rpe_table."""
+    model, other = [DAT(dict(nano, position_bias=position_bias), img_size=64, out_indices=(3,)) for _ in range(2)]
+    other.load_state_dict(to_official(model.state_dict()))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+def test_what_follows_from_the_architecture_is_left_out(official):
+    state_dict, arch, img_size = official
+    state_dict['stages.0.attns.0.relative_position_index'] = torch.zeros(49, 49, dtype=torch.long)
+    state_dict['stages.0.attns.1.attn_mask'] = torch.zeros(4, 49, 49)
+    DAT(arch, img_size, out_indices=(3,)).load_state_dict(state_dict)
+
+
 def test_own_checkpoints_load_strictly(nano):
     model, other = DAT(nano, img_size=64), DAT(nano, img_size=64)
     other.load_state_dict(model.state_dict())
@@ -148,6 +163,16 @@ def test_resized_tables_keep_their_geometry():
     torch.testing.assert_close(flat.t().reshape(2, 27, 27), wide)
 
 
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('shape, other', [((2, 13, 13), (2, 27, 9)), ((13**2, 2), (23**2, 2))])
+def test_resized_tables_keep_their_precision(dtype, shape, other):
+    table = torch.randn(shape, dtype=dtype)
+    resized = resize_table(table, torch.Size(other))
+    assert resized.dtype == dtype and resized.shape == other
+    # Computed in float32 at least, and rounded once.
+    assert torch.equal(resized.float(), resize_table(table.double(), torch.Size(other)).to(dtype).float())
+
+
 # --- wrong files ---------------------------------------------------------------------------
 @pytest.mark.parametrize(
     'file, model',
@@ -174,6 +199,22 @@ def test_missing_and_unexpected_keys_are_reported(official):
         DAT(arch, img_size, out_indices=(3,)).load_state_dict(state_dict)
     assert 'stages.2.blocks.1.mixer.proj_q.weight' in str(error.value)
     assert 'stages.0.blocks.0.mixer.another' in str(error.value)
+
+
+def test_weights_of_another_model_are_refused(nano):
+    with pytest.raises(CheckpointError, match='nothing of a DAT, but such as conv1.weight, of another model'):
+        DAT(nano, img_size=64).load_state_dict({'conv1.weight': torch.zeros(1), 'bn1.weight': torch.zeros(1)})
+
+
+def test_only_tables_are_resized(official):
+    """Another shape of any other weight is reported, as is a table that the model does not have."""
+    state_dict, arch, img_size = official
+    state_dict['stages.0.attns.7.rpe_table'] = torch.zeros(2, 5, 5)
+    state_dict['patch_proj.0.bias'] = torch.zeros(3)
+    with pytest.raises(RuntimeError) as error:
+        DAT(arch, img_size, out_indices=(3,)).load_state_dict(state_dict)
+    assert 'Unexpected key(s) in state_dict: "stages.0.blocks.7.mixer.relative_position_bias_table"' in str(error.value)
+    assert 'size mismatch for stem.0.bias' in str(error.value)
 
 
 def test_unknown_architectures_are_described(nano):

@@ -1,5 +1,6 @@
 """The fast forms of the operators against their specifications."""
 
+import itertools
 from functools import partial
 
 import pytest
@@ -18,6 +19,7 @@ from mmdat.ops import (
     neighborhood_attention,
     window_attention,
 )
+from mmdat.ops.budget import scores_at_a_time
 
 DOUBLE = torch.float64
 
@@ -290,6 +292,18 @@ def test_deformable_attention_holds_memory_linear_in_the_pixels(kind):
         assert large < scores[1] / 16
 
 
+def test_log_bias_is_a_network_of_log_spaced_displacements():
+    bias = other_bias('log', 4, 2, (3, 2), (2, 2))
+    rows = bias.of(slice(2, 6))
+    assert rows.shape == (2, 4, 4, 4)
+    for image, head, query, key in itertools.product(*map(range, rows.shape)):
+        displacement = torch.stack([bias.query_y[1 + query // 2], bias.query_x[query % 2]])
+        displacement = 4 * (displacement - bias.position[image, head // 2, key // 2, key % 2])
+        spaced = displacement.sign() * (displacement.abs() + 1).log2() / 3
+        expected = bias.weight2[head % 2] @ (bias.weight1 @ spaced + bias.bias1).relu()
+        torch.testing.assert_close(rows[image, head, query, key], expected, rtol=0, atol=1e-12)
+
+
 def test_fixed_bias_of_some_queries_is_that_of_the_resized_table():
     bias = FixedBias(torch.randn(2, 12, 6, dtype=DOUBLE), (7, 5), 9)
     whole = F.interpolate(bias.table[None], size=(35, 9), mode='bilinear', align_corners=True)
@@ -345,6 +359,29 @@ def test_second_derivative_is_refused(operator):
         grads[1].sum().backward()
 
 
+@OPERATORS
+def test_plain_form_has_a_second_derivative(operator):
+    if operator == 'deformable':
+        attend, inputs = table_attention(2, impl='naive'), attention_inputs(1, 2, 1, (2, 2), (2, 1), (3, 3), dim=1)
+    else:
+        attend, inputs = local_attention(operator, 2, 3, impl='naive'), local_inputs(operator, 1, 2, 3, 3, 3, dim=1)
+    # Not by the positions: bilinear interpolation has kinks.
+    assert torch.autograd.gradgradcheck(attend, [x.requires_grad_(i < 4) for i, x in enumerate(inputs)])
+
+
+@OPERATORS
+def test_plain_form_in_half_precision(operator):
+    """Without autocast as well: a bias in float32 does not change what comes out."""
+    if operator == 'deformable':
+        attend, inputs = table_attention(4, impl='naive'), attention_inputs(2, 4, 2, (5, 6), (3, 3), (9, 9))
+    else:
+        attend, inputs = local_attention(operator, 2, 3, impl='naive'), local_inputs(operator, 2, 2, 9, 12, 3)
+    half = [x.bfloat16() for x in inputs[:3]] + [x.float() for x in inputs[3:]]
+    out = attend(*half)
+    assert out.dtype == torch.bfloat16
+    assert_equal([out.double()], [attend(*inputs)], 0.02)
+
+
 def test_bfloat16_under_autocast():
     """Products in half precision, the rest in float32: within 2% of the largest value, as bfloat16 has 8 bits."""
     inputs = attention_inputs(2, 4, 2, (20, 21), (10, 11), (27, 27), torch.float32, dim=16)
@@ -354,6 +391,17 @@ def test_bfloat16_under_autocast():
     naive = run(table_attention(4, impl='naive'), inputs)
     assert [x.dtype for x in fast] == [torch.bfloat16] * 4 + [torch.float32] * 2
     assert_equal([x.float() for x in fast], naive, 0.02)
+
+
+def test_sums_of_many_parts_in_bfloat16():
+    """Sums are float32, so many small parts make hardly a larger error than few large ones."""
+    inputs = attention_inputs(1, 2, 1, (128, 128), (12, 12), (27, 27), torch.float32)
+    inputs = [x.bfloat16() for x in inputs[:3]] + inputs[3:]
+    naive = run(table_attention(2, impl='naive'), [x.float() for x in inputs])
+    many = run(table_attention(2, chunk_bytes=4096), inputs)  # 16 tiles of queries, a key at a time
+    few = run(table_attention(2), inputs)
+    for a, b, exact in zip(many, few, naive):
+        assert (a - exact).abs().max() <= 1.4 * (b - exact).abs().max()
 
 
 @LOCAL
@@ -366,13 +414,36 @@ def test_local_attention_bfloat16_under_autocast(operator):
     assert_equal([x.float() for x in fast], run(local_attention(operator, 2, 7, impl='naive'), inputs), 0.02)
 
 
-def test_unknown_implementation_and_budget_are_refused(monkeypatch):
-    inputs = attention_inputs(1, 2, 1, (3, 3), (2, 2), (5, 5))
+@OPERATORS
+def test_unknown_implementation_and_budget_are_refused(operator, monkeypatch):
+
+    def attend(**kwargs):
+        return table_attention(4, **kwargs) if operator == 'deformable' else local_attention(operator, 2, 3, **kwargs)
+
+    _, inputs = operator_and_inputs(operator)
     with pytest.raises(ValueError, match="impl must be one of .*'quick'"):
-        table_attention(2, impl='quick')(*inputs)
+        attend(impl='quick')(*inputs)
+    with pytest.raises(ValueError, match='chunk_bytes.*-1'):
+        attend(chunk_bytes=-1)(*inputs)
     monkeypatch.setattr('mmdat.ops.budget._FROM_ENVIRONMENT', '0')
     with pytest.raises(ValueError, match='MMDAT_CHUNK_BYTES.*0'):
-        table_attention(2)(*inputs)
+        attend()(*inputs)
+
+
+@pytest.mark.parametrize('device, mebibytes', [('cpu', 8), ('meta', 256)])
+def test_budget_is_that_of_the_device_unless_given(device, mebibytes, monkeypatch):
+    device = torch.device(device)
+    for dtype, size in ((torch.float64, 8), (torch.float32, 4), (torch.bfloat16, 2)):
+        assert scores_at_a_time(device, dtype) * size == mebibytes * 2**20
+        assert scores_at_a_time(device, dtype, 2**10) * size == 2**10
+        assert scores_at_a_time(device, dtype, 1) == 1
+    monkeypatch.setattr('mmdat.ops.budget._FROM_ENVIRONMENT', '4096')
+    assert scores_at_a_time(device, torch.float32) == 1024
+
+
+def test_windows_are_not_shifted_unless_asked():
+    inputs = local_inputs('window', 1, 2, 6, 9, 3)
+    assert torch.equal(window_attention(*inputs, 2, 3), window_attention(*inputs, 2, 3, shift=0))
 
 
 @pytest.mark.parametrize('groups', [1, 3])
@@ -382,3 +453,20 @@ def test_samplers_agree(groups):
     position = (torch.rand(2, groups, 5, 4, 2) * 2 - 1) * 1.4
     results = [run(partial(deform_sample, sampler=sampler), [x, position]) for sampler in ('torch', 'mmcv')]
     assert_equal(*results, 1e-6)
+    assert torch.equal(deform_sample(x, position), results[0][0])
+
+
+@pytest.mark.parametrize('sampler', ['torch', 'mmcv'])
+def test_samples_of_maps_in_half_precision(sampler):
+    x = torch.randn(2, 6, 9, 11).bfloat16()
+    position = torch.rand(2, 3, 5, 4, 2) * 2 - 1
+    sampled = deform_sample(x, position, sampler)
+    assert torch.equal(sampled, deform_sample(x.float(), position, sampler).bfloat16())
+
+
+def test_sampling_what_does_not_go_together_is_refused():
+    x, position = torch.randn(1, 6, 4, 4), torch.zeros(1, 4, 2, 2, 2)
+    with pytest.raises(ValueError, match='4 position groups do not divide the 6 channels'):
+        deform_sample(x, position)
+    with pytest.raises(ValueError, match="sampler must be one of .*'numpy'"):
+        deform_sample(x, position[:, :3], 'numpy')

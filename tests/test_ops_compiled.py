@@ -5,6 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmdat import DAT
+from mmdat.ops import TableBias, deformable_attention, neighborhood_attention, window_attention
 
 RECENT = hasattr(torch.library, 'opcheck')  # torch 2.4 or later
 ARCHS = ('tiny', 'small', 'base', 'tiny++', 'small++', 'base++')
@@ -79,15 +80,70 @@ def test_exported_backbone(nano):
         torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
 
 
+def operator_inputs(kind, mixed=False):
+    """Tensors that may need a gradient, and the other arguments of the operator as torch.compile calls it.
+
+    Mixed, all but the positions are bfloat16, and maps are channels-last.
+    """
+    layout, dtype = (torch.channels_last, torch.bfloat16) if mixed else (torch.contiguous_format, torch.float32)
+    sizes = ((5, 6), (3, 4), (3, 4)) if kind == 'deformable' else ((9, 12),) * 3
+    maps = [torch.randn(2, 8, *size).to(dtype, memory_format=layout) for size in sizes]
+    if kind != 'deformable':
+        return [*maps, torch.randn(2, 5, 5)], (2, kind, 3, 0, 1000)
+    position = torch.rand(4, 2, 3, 4).to(memory_format=layout).permute(0, 2, 3, 1).unflatten(0, (2, 2)) * 2 - 1
+    axes = torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 6)
+    return [*maps, torch.randn(4, 7, 7, dtype=dtype), position], (*axes, True, 4, 1000)
+
+
+def call_operator(kind, inputs, options):
+    if kind == 'deformable':
+        return torch.ops.mmdat.deformable_attention(*inputs, *options)[0]
+    return torch.ops.mmdat.local_attention(*inputs, *options)
+
+
+def call_public(kind, inputs, options):
+    query, key, value, table, *position = inputs
+    if kind == 'deformable':
+        return deformable_attention(query, key, value, 4, TableBias(table, *position, *options[:3]))
+    if kind == 'neighborhood':
+        return neighborhood_attention(query, key, value, table, 2, 3)
+    return window_attention(query, key, value, table.flip(1, 2).flatten(1).t(), 2, 3)
+
+
+KINDS = pytest.mark.parametrize('kind', ['deformable', 'neighborhood', 'window'])
+
+
+@pytest.mark.skipif(not RECENT, reason='torch.compile needs torch 2.4')
+@KINDS
+def test_operators_for_the_compiler_equal_the_public_functions(kind):
+    """Outputs and gradients, whichever are needed; without values, on the meta device, in shape and dtype."""
+    inputs, options = operator_inputs(kind)
+    meta_options = [x.to('meta') if torch.is_tensor(x) else x for x in options]
+    for needed in [range(len(inputs)), *([i] for i in range(len(inputs)))]:
+        results = []
+        for call, device in ((call_operator, 'cpu'), (call_public, 'cpu'), (call_operator, 'meta')):
+            leaves = [x.detach().to(device).requires_grad_(i in needed) for i, x in enumerate(inputs)]
+            out = call(kind, leaves, options if device == 'cpu' else meta_options)
+            results.append([out, *torch.autograd.grad(out.square().sum(), [leaves[i] for i in needed])])
+        for operator, public, meta in zip(*results):
+            torch.testing.assert_close(operator, public)
+            assert (meta.shape, meta.dtype) == (operator.shape, operator.dtype)
+
+
 @pytest.mark.skipif(not RECENT, reason='torch.library.opcheck came with torch 2.4')
-def test_operators_do_what_their_declarations_say():
-    position = (torch.rand(2, 2, 3, 4, 2) * 2 - 1).requires_grad_()
-    maps = [torch.randn(2, 8, *size, requires_grad=True) for size in ((5, 6), (3, 4), (3, 4))]
-    table = torch.randn(4, 7, 7, requires_grad=True)
-    args = *maps, table, position, torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 6), True, 4, 1000
+@pytest.mark.parametrize('mixed', [False, True])
+@KINDS
+def test_operators_do_what_their_declarations_say(kind, mixed):
+    """Forward and backward, in the precision and layout of what they return as well."""
+    inputs, options = operator_inputs(kind, mixed)
+    forward = getattr(torch.ops.mmdat, 'deformable_attention' if kind == 'deformable' else 'local_attention')
+    backward = getattr(torch.ops.mmdat, f'{forward.__name__}_backward')
+    outs = forward(*inputs, *options)
+    outs = outs if kind == 'deformable' else (outs,)
+    for needed in (0, 1):
+        needs = [i == needed or needed == 0 for i in range(len(inputs))]
+        args = torch.ones_like(outs[0]), *outs, *inputs, *options, needs
+        torch.library.opcheck(backward.default, args, test_utils=('test_schema', 'test_faketensor'))
+    args = *[x.requires_grad_() for x in inputs], *options
     tests = 'test_schema', 'test_autograd_registration', 'test_faketensor'
-    torch.library.opcheck(torch.ops.mmdat.deformable_attention.default, args, test_utils=tests)
-    maps = [torch.randn(2, 8, 9, 12, requires_grad=True) for _ in range(3)]
-    for pattern in ('neighborhood', 'window'):
-        args = *maps, torch.randn(2, 5, 5, requires_grad=True), 2, pattern, 3, 0, 1000
-        torch.library.opcheck(torch.ops.mmdat.local_attention.default, args, test_utils=tests)
+    torch.library.opcheck(forward.default, args, test_utils=tests)

@@ -132,7 +132,7 @@ class Signature(NamedTuple):
         )
 
 
-def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str = '') -> None:
+def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
     """Make the entries below ``prefix`` fit a DAT, in place; the others are not touched.
 
     Unwraps ``{'model': …}`` and ``backbone.``, renames official keys, resizes tables (bicubic), and

@@ -35,7 +35,7 @@ def deform_sample(x: Tensor, position: Tensor, sampler: str = 'torch') -> Tensor
     else:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got '{sampler}'")
     grouped = x.reshape(batch * groups, channels // groups, height, width).to(position.dtype)
-    sampled = sample(grouped, position.flatten(0, 1))
+    sampled = sample(grouped, position.flatten(0, 1))  # (B * G, C / G, Hk, Wk), or with Hk * Wk as one
     return sampled.reshape(batch, channels, key_height, key_width).to(x.dtype)
 
 
@@ -49,10 +49,9 @@ def _sample_mmcv(x: Tensor, position: Tensor) -> Tensor:
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch
 
     height, width = x.shape[-2:]
-    key_height, key_width = position.shape[1:3]
     size = position.new_tensor([width, height])
     location = ((position.flip(-1) + 1) / 2 * (size - 1) + 0.5) / size
-    location = location.reshape(len(x), key_height * key_width, 1, 1, 1, 2)
+    location = location.reshape(len(x), -1, 1, 1, 1, 2)
     value = x.flatten(2).transpose(1, 2).unsqueeze(2).contiguous()
     shapes = torch.tensor([[height, width]], device=x.device)
     weight = torch.ones_like(location[..., 0])
@@ -61,4 +60,4 @@ def _sample_mmcv(x: Tensor, position: Tensor) -> Tensor:
         out = MultiScaleDeformableAttnFunction.apply(value, shapes, level_start, location, weight, len(x))
     else:
         out = multi_scale_deformable_attn_pytorch(value, shapes, location, weight)
-    return out.transpose(1, 2).reshape(len(x), -1, key_height, key_width)
+    return out.transpose(1, 2)

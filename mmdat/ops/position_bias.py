@@ -115,7 +115,7 @@ class FixedBias(NamedTuple):
         # Bilinear interpolation is separable: first the rows of the queries, then all columns.
         step = (self.table.shape[1] - 1) / max(num_queries - 1, 1)
         row = torch.arange(num_queries, dtype=self.table.dtype, device=self.table.device)[queries] * step
-        first = row.floor().clamp(max=max(self.table.shape[1] - 2, 0))
+        first = row.floor()
         last = self.table.shape[1] - 1
         below, above = [self.table.index_select(1, (first + i).long().clamp(max=last)) for i in (0, 1)]
         rows = torch.lerp(below, above, (row - first)[:, None])

@@ -9,7 +9,7 @@ from ..position_bias import PositionBias
 
 
 def naive_deformable_attention(
-    query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[PositionBias] = None, dropout: float = 0.0
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[PositionBias], dropout: float
 ) -> Tensor:
     """See :func:`mmdat.ops.deformable_attention`."""
     return attend(query, key, value, num_heads, None if bias is None else bias.of(), dropout)

@@ -81,7 +81,7 @@ class TablePatches:
         """From the gradient of the padded table to that of the table."""
         (y, x), (rows, cols) = self.margins, self.size
         grad = padded_grad.unflatten(1, (self.groups, -1)).transpose(0, 1).reshape(-1, *self.padded)
-        return grad[:, y : y + rows, x : x + cols]
+        return grad[:, y : y + rows, x : x + cols].contiguous()
 
 
 class Block:

@@ -12,7 +12,7 @@ def naive_neighborhood_attention(
     bias_table: Tensor,
     num_heads: int,
     kernel_size: int,
-    dropout: float = 0.0,
+    dropout: float,
 ) -> Tensor:
     """See :func:`mmdat.ops.neighborhood_attention`: the keys of each pixel are gathered."""
     height, width = query.shape[2:]
@@ -46,8 +46,8 @@ def naive_window_attention(
     bias_table: Tensor,
     num_heads: int,
     window_size: int,
-    shift: int = 0,
-    dropout: float = 0.0,
+    shift: int,
+    dropout: float,
 ) -> Tensor:
     """See :func:`mmdat.ops.window_attention`: the map is rolled, windows of two sides masked (Swin, section 3.2)."""
     batch, channels, height, width = query.shape

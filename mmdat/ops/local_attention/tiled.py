@@ -154,7 +154,7 @@ class _Work:
     def table_grad(self, bias_grad: Tensor) -> Tensor:
         grad = bias_grad.new_zeros(self.heads, self.table[0].numel() + 1)
         grad.index_add_(1, self.index, bias_grad.flatten(1))
-        return grad[:, :-1].reshape(self.table.shape).to(self.table.dtype)
+        return grad[:, :-1].contiguous().view(self.table.shape).to(self.table.dtype)
 
     def attention(self, tiles: Tiles, query: Tensor, key: Tensor) -> Tensor:
         """``(T, Q, K)`` in the precision of the bias; products in that of the query."""
