@@ -41,8 +41,8 @@ class TablePatches:
         y, x = self.margins
         table = F.pad(bias.table.to(dtype), (x, x, y, y)).flatten(1)
         entries = table.shape[1]
-        self.table = table.unflatten(0, (self.groups, -1)).transpose(0, 1).flatten(1)
-        self.table_of_head = self.table.unbind()
+        # Entry by entry, so that one read serves all heads of a group.
+        self.entries = table.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
         self.axes = bias.query_y.to(dtype), bias.query_x.to(dtype)
         self.position = bias.position.to(dtype).flatten(2, 3).flatten(0, 1)
         self.steps = [torch.arange(taps, device=table.device) for taps in self.taps]
@@ -58,12 +58,13 @@ class TablePatches:
         first_row, y = self._coordinates(0, self.axes[0][rows], key_y)
         first_col, x = self._coordinates(1, self.axes[1][cols], key_x)
         index = self.lane_start[lanes] + first_row * self.padded[1] + first_col
-        return Block(self, (index[..., None] + self.offsets).flatten(), y, x)
+        index = (index[..., None] + self.offsets).flatten()
+        return Block(self.entries.index_select(0, index), index, y, x)
 
     def _coordinates(self, axis: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The first tap of each key ``(L, n)``; how far each query is beyond each tap ``(L * n, taps, queries)``."""
         size, margin = self.size[axis], self.margins[axis]
-        # The arithmetic of TableBias.rows and grid_sample, so that all round alike.
+        # The arithmetic of TableBias.of and grid_sample, so that all round alike.
         coordinate = ((query - key[..., None]) / 2 + 1) / 2 * (size - 1)
         if margin:
             first = coordinate.amin(-1).floor().clamp(-margin, size)
@@ -88,22 +89,25 @@ class Block:
     """The patches of some keys, for one tile of queries.
 
     Args:
-        whole: What the patches are of.
-        index: Places of their entries in the table of a head, ``(L * n * S * T,)``.
+        entries: The patches, for each head of a group, ``(L * n * S * T, heads)``.
+        index: Their places in the table of a head, ``(L * n * S * T,)``.
         y: How far the queries' rows are beyond the patch's rows, ``(L * n, S, R)``.
         x: How far the queries' columns are beyond the patch's columns, ``(L * n, T, C)``.
     """
 
-    def __init__(self, whole: TablePatches, index: Tensor, y: Tensor, x: Tensor):
-        self.whole, self.index, self.y, self.x = whole, index, y, x
+    def __init__(self, entries: Tensor, index: Tensor, y: Tensor, x: Tensor):
+        self.index, self.y, self.x = index, y, x
         self.weight_y, self.weight_x = _hat(y), _hat(x)
-        self.weight_y_by_row = self.weight_y.transpose(1, 2)
         self.tile = y.shape[2], x.shape[2]
         self.with_slopes = None
+        self.patch = entries.view(len(y), y.shape[1], x.shape[1], -1)
+        # One product for all heads, (L * n, R, T * heads), then by head.
+        rows = torch.bmm(self.weight_y.transpose(1, 2), self.patch.flatten(2))
+        self.rows = rows.unflatten(2, self.patch.shape[2:]).permute(3, 0, 1, 2).contiguous()
 
     def bias(self, head: int) -> Tensor:
         """The bias of the head of each group, ``(L * n, R, C)``."""
-        return torch.bmm(torch.bmm(self.weight_y_by_row, self._patch(head)), self.weight_x)
+        return torch.bmm(self.rows[head], self.weight_x)
 
     def backward(self, head: int, grad: Tensor, table_grad: Tensor) -> Tensor:
         """Add to the gradient of the (padded) table.
@@ -111,7 +115,7 @@ class Block:
         Args:
             head: Head of each group.
             grad: Gradient of :meth:`bias`.
-            table_grad: Like ``whole.table``.
+            table_grad: Of all entries, ``(heads, G * entries)``.
 
         Returns:
             The gradient of the coordinates, ``(L * n, 2)``.
@@ -126,13 +130,9 @@ class Block:
         grad = torch.bmm(torch.bmm(y, grad), x.transpose(1, 2))
         patch_grad = grad[:, :rows, :cols]
         table_grad[head].index_add_(0, self.index, patch_grad.reshape(-1))
-        patch = self._patch(head)
+        patch = self.patch[..., head]
         by_slope = [grad[:, rows:, :cols], grad[:, :rows, cols:]]
         return torch.stack([(patch * part).sum((1, 2)) for part in by_slope], 1)
-
-    def _patch(self, head: int) -> Tensor:
-        patch = self.whole.table_of_head[head].index_select(0, self.index)
-        return patch.view(len(self.y), self.y.shape[1], self.x.shape[1])
 
 
 def _taps(size: int, tile: int, queries: int) -> int:

@@ -239,7 +239,7 @@ def _backward(
     shape = work.heads, *work.key[0].shape
     grad_key = key.new_zeros(shape, dtype=work.dtype) if needs_key else None
     grad_value = value.new_zeros(shape, dtype=work.dtype) if needs_value else None
-    grad_table = torch.zeros_like(work.table.table) if needs_bias else None
+    grad_table = work.table.entries.new_zeros(work.table.entries.shape[::-1]) if needs_bias else None
     grad_position = torch.zeros_like(work.table.position) if needs_bias else None
     for tile, lanes in work.tiles():
         queries = work.queries(tile, lanes)
