@@ -194,6 +194,7 @@ def test_plain_annotations_are_read(tmp_path):
 @pytest.mark.parametrize('zipped', [True, False])
 def test_checkpoints_are_read_as_they_were_saved(zipped, tmp_path):
     weights = {'a': torch.randn(3, 4), 'b': torch.nn.Parameter(torch.ones(2)), 'half': torch.ones(1).half()}
+    weights['a'].mark = True  # an attribute, as FSDP puts on tensors
     logs = HistoryBuffer([1.0, 2.5], [1, 3])
     numbers = dict(i=np.int64(3), f=np.float32(0.5), b=np.bool_(True), column=np.asfortranarray(np.ones((2, 3), 'f4')))
     path = tmp_path / 'a.pth'

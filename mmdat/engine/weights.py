@@ -82,11 +82,17 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode('latin1')  # how old pickle protocols write bytes
 
 
+def _plain_tensor(rebuild: Any, kind: Any, args: tuple, attributes: Any) -> Any:
+    return rebuild(*args)  # attributes of Python's, as FSDP puts on tensors, are left out
+
+
 _ALLOWED = {
     ('collections', 'OrderedDict'): OrderedDict,
     ('builtins', 'set'): set,
     ('builtins', 'getattr'): _LeftOut,  # how a log's functions are written
     ('torch', 'Size'): torch.Size,
+    ('torch', 'Tensor'): _LeftOut,  # the class is named where a tensor has attributes
+    ('torch._tensor', '_rebuild_from_type_v2'): _plain_tensor,
     ('torch._utils', '_rebuild_tensor_v2'): torch._utils._rebuild_tensor_v2,
     ('torch._utils', '_rebuild_parameter'): torch._utils._rebuild_parameter,
     ('mmengine.logging.history_buffer', 'HistoryBuffer'): _History,
