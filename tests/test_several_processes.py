@@ -171,6 +171,7 @@ def test_synchronised_batch_norm_becomes_batch_norm_and_that_is_said_once(workpl
         ('upernet', 'dat'),
         ('upernet', 'datpp'),
         ('maskrcnn', 'dat'),
+        ('maskrcnn', 'datpp'),
     ],
 )
 def test_sharded_training_is_that_of_two_processes(task, generation, workplace):
