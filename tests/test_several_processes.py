@@ -117,6 +117,37 @@ def test_no_parameter_is_unused_and_the_learning_rate_follows_the_batch(task, ge
         assert all(torch.equal(value, runs[0]['weights'][name]) for name, value in run['weights'].items())
 
 
+#: A run by iterations with shuffled and randomly flipped images, from a worker.
+BY_ITERATIONS = {
+    **WITHOUT_BATCH_STATISTICS,
+    'train_cfg': dict(_delete_=True, type='IterBasedTrainLoop', max_iters=5),
+    'train_dataloader.sampler': dict(_delete_=True, type='InfiniteSampler', shuffle=True),
+    'train_dataloader.num_workers': 1,
+    'model.backbone.drop_path_rate': 0.3,
+    'default_hooks.checkpoint': dict(by_epoch=False, interval=3),
+    'log_processor.by_epoch': False,
+}
+
+
+def resume_process(generation, work_dir, resume):
+    cfg = small_config('upernet', generation, work_dir, BY_ITERATIONS)
+    cfg.train_dataloader.dataset.pipeline.insert(2, dict(type='RandomFlip', prob=0.5))
+    cfg.launcher = 'pytorch'
+    train(cfg, resume=resume)
+
+
+@slow
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+def test_two_processes_go_on_as_if_uninterrupted(generation, workplace):
+    in_processes(WORLD, resume_process, generation, 'whole', None)
+    in_processes(WORLD, resume_process, generation, 'resumed', 'whole/iter_3.pth')
+    for rank in range(WORLD):
+        whole, resumed = recorded('whole', rank), recorded('resumed', rank)
+        assert len(resumed['losses']) == 2 and resumed['losses'] == whole['losses'][3:]
+        assert all(torch.equal(value, resumed['weights'][name]) for name, value in whole['weights'].items())
+    assert recorded('whole', 0)['losses'] != recorded('whole', 1)['losses']
+
+
 def evaluate_process(task, generation, work_dir, checkpoint, launcher, options):
     cfg = small_config(task, generation, work_dir, options)
     cfg.launcher = launcher
