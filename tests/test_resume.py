@@ -2,18 +2,23 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from in_process import run_tool
+from mmengine.dataset import DefaultSampler, InfiniteSampler
+from torch.utils.data import DataLoader
 
 from mmdat.datasets import make_shapes
 from mmdat.engine.resuming import WholeFileBackend, load_run
+from mmdat.engine.seed_hook import _Batches
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'
@@ -55,6 +60,7 @@ default_hooks = dict(logger=dict(interval=1), checkpoint=dict(interval={interval
 randomness = dict({seed})
 """
 EPOCHS = dict(length='max_epochs=3', by_epoch=True, interval=1)  # of three iterations
+ITERATIONS = dict(length='max_iters=9', by_epoch=False, interval=3)
 
 
 @pytest.fixture(scope='module')
@@ -103,8 +109,8 @@ def history(work_dir):
     return logged
 
 
-def assert_same_run(one, other, last, steps):
-    assert sorted(history(one)) == list(range(1, steps + 1))
+def assert_same_run(one, other, last):
+    assert sorted(history(one)) == list(range(1, 10))
     assert history(one) == history(other)
     states = [load_run(Path(work_dir) / last) for work_dir in (one, other)]
     assert_equal(*(state['state_dict'] for state in states))
@@ -128,20 +134,22 @@ def assert_equal(one, other):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kill', ['writing 6'])
-@pytest.mark.parametrize('generation', ['datpp'])
 @pytest.mark.parametrize(
-    'base, kind, last, steps',
+    'base, workers, kill',
     [
-        ('{}nano_shapes', EPOCHS, 'epoch_3.pth', None),
+        ('datnano_shapes', 0, 'iteration 8'),
+        ('datppnano_shapes', 2, 'writing 6'),
+        ('maskrcnn_datnano_shapes', 2, 'writing 6'),
+        ('maskrcnn_datppnano_shapes', 0, 'iteration 5'),
+        ('upernet_datnano_shapes', 2, 'iteration 8'),
+        ('upernet_datppnano_shapes', 0, 'writing 6'),
     ],
-    ids=['classifier'],
 )
-def test_killed_and_resumed(base, kind, last, steps, generation, kill, workplace):
-    write_config(base.format(generation), **kind)
+def test_killed_and_resumed(base, workers, kill, workplace):
+    kind, last = (ITERATIONS, 'iter_9.pth') if 'upernet' in base else (EPOCHS, 'epoch_3.pth')
+    write_config(base, workers=workers, **kind)
     done = command('--work-dir', 'whole')
     assert done.returncode == 0, done.stderr[-2000:]
-    steps = steps or len(history('whole'))
     assert command('--work-dir', 'cut', kill=kill).returncode == -signal.SIGKILL
     assert not Path('cut', last).exists()
     left = sorted(path.name for path in Path('cut').glob('*.pth*'))
@@ -149,7 +157,7 @@ def test_killed_and_resumed(base, kind, last, steps, generation, kill, workplace
     done = command('--work-dir', 'cut', '--resume')
     assert done.returncode == 0, done.stderr[-2000:]
     assert 'resumed epoch' in done.stdout and 'starts from scratch' not in done.stdout
-    assert_same_run('whole', 'cut', last, steps)
+    assert_same_run('whole', 'cut', last)
 
 
 @pytest.fixture
@@ -184,7 +192,7 @@ def test_cut_off_in_many_ways(train, workplace, capsys):
     log = max(Path('cut').glob('*_*/*.log')).read_text()
     assert 'epoch_2.pth is not a readable PyTorch checkpoint' in log
     assert 'training goes on from cut/epoch_1.pth in its place' in log and 'resumed epoch: 1' in log
-    assert_same_run('whole', 'cut', 'epoch_3.pth', len(history('whole')))
+    assert_same_run('whole', 'cut', 'epoch_3.pth')
 
 
 def test_resuming_never_starts_from_scratch_where_there_are_checkpoints(train, workplace, capsys):
@@ -195,6 +203,34 @@ def test_resuming_never_starts_from_scratch_where_there_are_checkpoints(train, w
     said = capsys.readouterr().err.splitlines()[-1]
     assert 'no whole checkpoint' in said and 'epoch_1.pth' in said and 'epoch_2.pth' in said
     assert 'name another with --resume PATH, or train from scratch without --resume' in said
+
+
+class Noise:
+    """A dataset of random numbers."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return index, random.random(), np.random.rand(), torch.rand(1).item()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
+def test_batches_of_a_run_by_iterations_follow_from_seed_and_number(sampler, workers):
+    loader = DataLoader(
+        Noise(), batch_size=2, num_workers=workers, sampler=sampler(Noise(), seed=0), collate_fn=list, drop_last=True
+    )
+
+    def take(count, *args):
+        batches = _Batches(loader, *args)
+        return [next(batches) for _ in range(count)]
+
+    whole = take(9, 3, 0, 0)
+    assert len({batch[0][1:] for batch in whole} | {batch[1][1:] for batch in whole}) == 18
+    assert take(5, 3, 4, 0) == whole[4:]
+    assert take(9, 3, 4, 4) == [None] * 4 + whole[4:]
+    assert take(9, 4, 0, 0) != whole
 
 
 def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
