@@ -2,6 +2,8 @@ import pytest
 import torch
 from yapf.yapflib import yapf_api
 
+from mmdat.ops.local_attention import tiles
+
 #: A small architecture of each generation that holds all of its mixers.
 NANO = {
     'dat': dict(
@@ -42,6 +44,13 @@ yapf_api.FormatCode = _remember(yapf_api.FormatCode)
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _cold():
+    """No test, and no mutant, meets what mmdat remembers of an earlier one."""
+    tiles.neighborhoods.cache_clear()
+    tiles.windows.cache_clear()
 
 
 @pytest.fixture(params=sorted(NANO))
