@@ -111,6 +111,15 @@ def test_every_kind_of_position_bias_loads(nano, position_bias):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
+def test_offset_networks_of_layers_without_offsets_are_left_out(nano):
+    """Official models store them all the same."""
+    model, other = [DAT(dict(nano, use_offsets=use), img_size=64, out_indices=(3,)) for use in (False, True)]
+    official = to_official(model.state_dict())
+    unused = {key: value for key, value in to_official(other.state_dict()).items() if '.conv_offset.' in key}
+    assert unused
+    model.load_state_dict({**official, **unused})
+
+
 def test_what_follows_from_the_architecture_is_left_out(official):
     state_dict, arch, img_size = official
     state_dict['stages.0.attns.0.relative_position_index'] = torch.zeros(49, 49, dtype=torch.long)

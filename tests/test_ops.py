@@ -164,7 +164,7 @@ def test_local_attention_gradcheck(operator):
 
 @pytest.mark.parametrize('chunk_bytes', [1, 10000, 2**20])
 @pytest.mark.parametrize('size', [(7, 7), (8, 14), (13, 30), (15, 16), (41, 23)])
-@pytest.mark.parametrize('kernel_size', [1, 3, 7])
+@pytest.mark.parametrize('kernel_size', [1, 3, 5, 7])
 def test_neighborhood_attention(size, kernel_size, chunk_bytes):
     inputs = [channels_last(torch.randn(2, 6, *size, dtype=DOUBLE)) for _ in range(3)]
     inputs.append(torch.randn(2, 2 * kernel_size - 1, 2 * kernel_size - 1, dtype=DOUBLE))
