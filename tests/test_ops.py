@@ -307,7 +307,8 @@ def test_log_bias_is_a_network_of_log_spaced_displacements():
 def test_fixed_bias_of_some_queries_is_that_of_the_resized_table():
     bias = FixedBias(torch.randn(2, 12, 6, dtype=DOUBLE), (7, 5), 9)
     whole = F.interpolate(bias.table[None], size=(35, 9), mode='bilinear', align_corners=True)
-    torch.testing.assert_close(bias.of(slice(11, 24)), whole[:, :, 11:24], rtol=0, atol=1e-12)
+    for queries in (slice(11, 24), slice(20, 35), slice(None)):
+        torch.testing.assert_close(bias.of(queries), whole[:, :, queries], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('kind', ['table', 'fixed', 'none'])
