@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmdat import DAT
 
 ROOT = Path(__file__).parents[1]
-NOT_OURS = {'build', 'data', 'work_dirs'}
+NOT_OURS = {'build', 'data', 'mutants', 'work_dirs'}
 FOLDERS = [path for path in ROOT.iterdir() if path.is_dir() and path.name[0] != '.' and path.name not in NOT_OURS]
 NOTEBOOK = ROOT / 'demo/mmdat_tour.ipynb'
 
