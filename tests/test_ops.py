@@ -363,6 +363,8 @@ def test_second_derivative_is_refused(operator):
 @OPERATORS
 def test_plain_form_has_a_second_derivative(operator):
     if operator == 'deformable':
+        if torch.__version__.startswith('2.1.'):
+            pytest.skip('torch 2.1 cannot differentiate grid_sample twice')
         attend, inputs = table_attention(2, impl='naive'), attention_inputs(1, 2, 1, (2, 2), (2, 1), (3, 3), dim=1)
     else:
         attend, inputs = local_attention(operator, 2, 3, impl='naive'), local_inputs(operator, 1, 2, 3, 3, 3, dim=1)

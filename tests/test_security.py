@@ -28,11 +28,12 @@ from mmdat.models.checkpoint import CheckpointError
 DEMO = Path(__file__).parents[1] / 'configs/demo'
 CLASSIFIER = DEMO / 'datnano_shapes.py'
 IMAGE = 'data/shapes/images/validation/shapes_val_00001.jpg'
-QUICK = ['--cfg-options', 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'custom_hooks=[]'] + [
+FEW = ['--cfg-options', 'custom_hooks=[]'] + [
     f'{part}_dataloader.{option}'
     for part in ('train', 'val', 'test')
     for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=2')
 ]
+QUICK = [*FEW, 'train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
 
 
 class Hostile:
@@ -133,7 +134,7 @@ def test_export_runs_no_code_of_a_checkpoint(source, whole, hostile):
 def test_resuming_runs_no_config_of_a_checkpoint(workplace, monkeypatch):
     """MMEngine runs the text ``config`` of the meta data as Python; no pickled code is needed for it."""
     checkpoint = torch.load('epoch_1.pth', weights_only=False)
-    checkpoint['meta']['config'] = text = f'import os\nos.mkdir({str(workplace / "ran")!r})\n'
+    checkpoint['meta']['config'] = text = f'__import__("os").mkdir({str(workplace / "ran")!r})\n'
     torch.save(checkpoint, 'bad.pth')
     assert run_tool(monkeypatch, 'train', *TRAIN, '--resume', 'bad.pth', *QUICK, 'train_cfg.max_epochs=2') == 0
     assert Path('work/epoch_2.pth').exists() and not ran()
@@ -305,7 +306,7 @@ def test_pictures_stay_where_they_belong(config, name_images, absolute, workplac
     options = name_images(str(image) if absolute else '../../../../elsewhere/x.jpg')
     save_untrained(DEMO / f'{config}.py', 'weights.pth')
     before = {path: path.read_bytes() for path in workplace.rglob('*') if path.is_file()}
-    common = ['--work-dir', 'work', '--show-dir', 'pictures', *QUICK, *options]
+    common = ['--work-dir', 'work', '--show-dir', 'pictures', *FEW, *options]
     assert run_tool(monkeypatch, 'test', DEMO / f'{config}.py', 'weights.pth', *common) == 0
     after = {path: path.read_bytes() for path in workplace.rglob('*') if path.is_file()}
     written = {path.relative_to(workplace) for path in after if after[path] != before.get(path)}

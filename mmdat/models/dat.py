@@ -48,7 +48,8 @@ class DAT(BaseModule):
         out_norm: Put a LayerNorm, ``norm{i}``, on each returned map.
         sampler: How D samples, ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
         attn_impl: How the mixers attend, ``'fast'`` or ``'naive'``: the same numbers, but the naive form needs
-            memory for all scores at once. It consists of ordinary PyTorch operations and can be differentiated twice.
+            memory for all scores at once. It consists of ordinary PyTorch operations and can be differentiated twice
+            (deformable attention not with PyTorch 2.1, whose ``grid_sample`` cannot).
         init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=...)`` takes official
             checkpoints as they are.
 
