@@ -80,6 +80,23 @@ def test_exported_backbone(nano):
         torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'), reason='Dim.DYNAMIC came with torch 2.6'
+)
+@pytest.mark.slow
+def test_exported_backbone_for_any_size(nano):
+    """One program for sizes that windows pad and that they do not, larger and smaller than the example."""
+    model = DAT(nano, img_size=64).eval()
+    dynamic = torch.export.Dim.DYNAMIC
+    sizes = {0: dynamic, 2: dynamic, 3: dynamic}
+    program = torch.export.export(model, (torch.randn(2, 3, 256, 256),), dynamic_shapes=(sizes,), strict=False).module()
+    for shape in [(2, 3, 224, 224), (1, 3, 64, 64), (1, 3, 300, 70), (3, 3, 97, 448)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            for out, other in zip(program(x), model(x)):
+                torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
+
+
 def operator_inputs(kind, mixed=False):
     """Tensors that may need a gradient, and the other arguments of the operator as torch.compile calls it.
 
