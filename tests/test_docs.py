@@ -102,6 +102,18 @@ def documented() -> list:
     return [pkgutil.resolve_name(':'.join(name.rsplit('.', 1))) for name in names]
 
 
+def test_members_in_the_api_reference_exist():
+    text = (ROOT / 'docs/api.rst').read_text()
+    named = re.findall(r'^\.\. autoclass:: (\S+)\n   :members: (.+)$', text, re.M)
+    missing = [
+        f'{owner}.{member}'
+        for owner, members in named
+        for member in members.split(', ')
+        if not hasattr(pkgutil.resolve_name(':'.join(owner.rsplit('.', 1))), member)
+    ]
+    assert named and missing == []
+
+
 def public() -> dict:
     """Everything public by name: what packages export, and what configs can name."""
     packages = [str(file.parent.relative_to(ROOT)).replace('/', '.') for file in ROOT.glob('mmdat/**/__init__.py')]

@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from in_process import ROOT, load_tool
 
 from mmdat import DAT
@@ -60,16 +61,21 @@ def test_any_batch_and_size(arch, tmp_path):
 
 @can_export
 @pytest.mark.slow
-def test_segmentor(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize('dynamic', [False, True], ids=['fixed', 'dynamic'])
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+def test_segmentor(generation, dynamic, tmp_path, monkeypatch, capsys):
     import onnxruntime
 
     path = tmp_path / 'upernet.onnx'
-    call(monkeypatch, ROOT / 'configs/demo/upernet_datppnano_shapes.py', path, '--whole', '--size', 64, 96)
+    config = ROOT / f'configs/demo/upernet_{generation}nano_shapes.py'
+    call(monkeypatch, config, path, '--whole', '--size', 64, 96, *(['--dynamic'] if dynamic else []))
     out = capsys.readouterr().out
     print(out)
     assert 'agrees with PyTorch' in out
     (logits,) = onnxruntime.InferenceSession(str(path)).get_outputs()
-    assert logits.shape[0] == 1 and logits.shape[2:] == [64, 96]
+    assert [isinstance(side, str) for side in logits.shape] == [dynamic, False, dynamic, dynamic]
+    if not dynamic:
+        assert logits.shape[0] == 1 and logits.shape[2:] == [64, 96]
 
 
 @can_export
@@ -80,6 +86,14 @@ def test_published_archs(arch, tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     print(out)  # pytest -rP shows the differences
     assert 'agrees with PyTorch' in out
+
+
+@pytest.mark.parametrize('bins', [1, 2, 3, 6])
+def test_pooling_without_a_loop_equals_pytorch(bins):
+    """Also of maps with fewer pixels than bins, and where bins share pixels."""
+    for size in ((5, 7), (16, 12), (6, 1), (1, 25)):
+        x = torch.randn(2, 3, *size, dtype=torch.float64)
+        torch.testing.assert_close(export_onnx.AveragePool(bins)(x), F.adaptive_avg_pool2d(x, bins))
 
 
 def test_loads_plain_operations_and_the_weights(tmp_path):

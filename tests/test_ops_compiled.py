@@ -80,19 +80,39 @@ def test_exported_backbone(nano):
         torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.skipif(
+    not hasattr(getattr(torch.export, 'Dim', None), 'DYNAMIC'), reason='Dim.DYNAMIC came with torch 2.6'
+)
+@pytest.mark.slow
+def test_exported_backbone_for_any_size(nano):
+    """One program for sizes that windows pad and that they do not, larger and smaller than the example."""
+    model = DAT(nano, img_size=64).eval()
+    dynamic = torch.export.Dim.DYNAMIC
+    sizes = {0: dynamic, 2: dynamic, 3: dynamic}
+    program = torch.export.export(model, (torch.randn(2, 3, 256, 256),), dynamic_shapes=(sizes,), strict=False).module()
+    for shape in [(2, 3, 224, 224), (1, 3, 64, 64), (1, 3, 300, 70), (3, 3, 97, 448)]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            for out, other in zip(program(x), model(x)):
+                torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
+
+
 def operator_inputs(kind, mixed=False):
     """Tensors that may need a gradient, and the other arguments of the operator as torch.compile calls it.
 
-    Mixed, all but the positions are bfloat16, and maps are channels-last.
+    Mixed, all but the positions are bfloat16, maps are channels-last, and tables have the heads last in memory.
     """
     layout, dtype = (torch.channels_last, torch.bfloat16) if mixed else (torch.contiguous_format, torch.float32)
     sizes = ((5, 6), (3, 4), (3, 4)) if kind == 'deformable' else ((9, 12),) * 3
     maps = [torch.randn(2, 8, *size).to(dtype, memory_format=layout) for size in sizes]
+    table = torch.randn(2, 5, 5) if kind != 'deformable' else torch.randn(4, 7, 7, dtype=dtype)
+    if mixed:
+        table = table.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     if kind != 'deformable':
-        return [*maps, torch.randn(2, 5, 5)], (2, kind, 3, 0, 1000)
+        return [*maps, table], (2, kind, 3, 0, 1000)
     position = torch.rand(4, 2, 3, 4).to(memory_format=layout).permute(0, 2, 3, 1).unflatten(0, (2, 2)) * 2 - 1
     axes = torch.linspace(-1, 1, 5), torch.linspace(-1, 1, 6)
-    return [*maps, torch.randn(4, 7, 7, dtype=dtype), position], (*axes, True, 4, 1000)
+    return [*maps, table, position], (*axes, True, 4, 1000)
 
 
 def call_operator(kind, inputs, options):

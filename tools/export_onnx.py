@@ -51,6 +51,32 @@ class SegmentorLogits(nn.Module):
         return self.segmentor.encode_decode(x, [dict(img_shape=(x.shape[2], x.shape[3]))])
 
 
+class AveragePool(nn.Module):
+    """What :class:`torch.nn.AdaptiveAvgPool2d` computes, as products with matrices of weights.
+
+    PyTorch's exporter unrolls that module for the size of the example, so it would be wrong at other sizes.
+
+    Args:
+        output_size: Rows and columns of the output.
+    """
+
+    def __init__(self, output_size: int):
+        super().__init__()
+        self.output_size = output_size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to ``(B, C, output_size, output_size)``."""
+        rows, cols = [self._weights(side, x) for side in x.shape[2:]]
+        return rows @ x @ cols.t()
+
+    def _weights(self, side: int, like: Tensor) -> Tensor:
+        """The share of each pixel in each mean along one axis, ``(output_size, side)``."""
+        cell = torch.arange(self.output_size, device=like.device)[:, None]
+        first, last = cell * side // self.output_size, ((cell + 1) * side - 1) // self.output_size
+        pixel = torch.arange(side, device=like.device)
+        return ((pixel >= first) & (pixel <= last)).to(like.dtype) / (last - first + 1)
+
+
 def load_model(source: str, checkpoint: Optional[str], whole: bool) -> nn.Module:
     """The backbone of an arch or a config, or a config's whole segmentor, in eval mode and of plain operations.
 
@@ -79,6 +105,9 @@ def load_model(source: str, checkpoint: Optional[str], whole: bool) -> nn.Module
             module.impl = 'naive'  # the fast forms are operators of our own, which ONNX does not know
         if isinstance(module, DeformableAttention):
             module.sampler = 'torch'
+        for name, child in module.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and isinstance(child.output_size, int):
+                setattr(module, name, AveragePool(child.output_size))
     return model.eval().requires_grad_(False)
 
 

@@ -3,6 +3,9 @@
 Inside the network maps are channels-last in memory, where these layers need no copies.
 """
 
+from typing import Union
+
+import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
@@ -53,6 +56,16 @@ class MLP(nn.Module):
 
 def depthwise_conv(dim: int, kernel_size: int = 3, stride: int = 1, padding: int = 1) -> nn.Conv2d:
     return nn.Conv2d(dim, dim, kernel_size, stride, padding, groups=dim)
+
+
+def crop(x: Tensor, height: Union[int, torch.SymInt], width: Union[int, torch.SymInt]) -> Tensor:
+    """The first rows and columns of an NCHW map, ``(B, C, height, width)``."""
+    if isinstance(height, torch.SymInt):
+        # Exported for any size: a slice that cuts nothing off is contiguous, others are not, and PyTorch would bind the
+        # program to one of the two.
+        rows, cols = [torch.arange(side, device=x.device) for side in (height, width)]
+        return x.index_select(2, rows).index_select(3, cols)
+    return x[:, :, :height, :width]
 
 
 def check_heads(channels: int, num_heads: int) -> None:

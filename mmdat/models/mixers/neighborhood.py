@@ -8,7 +8,7 @@ from torch import Tensor
 from mmdat.ops import check_implementation, neighborhood_attention
 from mmdat.registry import MODELS
 
-from ..layers import Linear2d, check_heads
+from ..layers import Linear2d, check_heads, crop
 
 
 @MODELS.register_module()
@@ -72,4 +72,4 @@ class NeighborhoodAttention(nn.Module):
             self.attn_drop_rate if self.training else 0.0,
             self.impl,
         )
-        return self.proj_drop(self.proj_out(x[:, :, :height, :width]))
+        return self.proj_drop(self.proj_out(crop(x, height, width)))

@@ -63,12 +63,14 @@ def _backward(*args: Any) -> list[Tensor]:
 def _meta_forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, position: Tensor, *args: Any):
     groups = position.shape[1]
     num_heads = args[3]
-    shape = num_heads // groups, len(query), groups, *query.shape[2:], 1
+    shape = num_heads // groups, query.shape[0], groups, *query.shape[2:], 1  # len() would fix the batch
     return torch.empty_like(query), query.new_empty(shape, dtype=tiled.compute_dtype(query, position))
 
 
 def _meta_backward(grad: Tensor, out: Tensor, lse: Tensor, *args: Any) -> list[Tensor]:
-    return [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:5], args[-1])]
+    grads = [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:5], args[-1])]
+    grads[3] = grads[3].contiguous()  # the gradient of a table, whatever layout the table has
+    return grads
 
 
 _INPUTS = (

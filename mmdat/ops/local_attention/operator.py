@@ -60,7 +60,9 @@ def _meta_forward(query: Tensor, *args: Any) -> Tensor:
 
 
 def _meta_backward(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
-    return [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:4], args[-1])]
+    grads = [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:4], args[-1])]
+    grads[3] = grads[3].contiguous()  # the gradient of a table, whatever layout the table has
+    return grads
 
 
 _INPUTS = (
