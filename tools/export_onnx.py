@@ -13,6 +13,7 @@ import argparse
 import importlib
 import importlib.util
 import inspect
+import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -205,25 +206,30 @@ def main() -> None:
     height, width = args.size
     if min(args.size) < MIN_SIZE:
         raise RunError(f'--size must be at least {MIN_SIZE} in both directions, got {height} {width}')
-    Path(args.out).resolve().parent.mkdir(parents=True, exist_ok=True)
-    model = load_model(args.source, args.checkpoint, args.whole)
-    export(model, args.out, args.size, args.dynamic)
     if args.dynamic:
         shapes = [(2, height, width), (1, height + 37, width), (3, height, width + 70)]
     else:
         shapes = [(1, height, width)] * 3
-    differences = check(model, args.out, shapes)
-    for shape, difference in zip(shapes, differences):
-        print(
-            f'{shape[0]}x3x{shape[1]}x{shape[2]}: onnxruntime differs from PyTorch by {difference:.1e} of the '
-            'largest value'
-        )
-    if not max(differences) <= TOLERANCE:
-        Path(args.out).unlink()
-        raise RunError(
-            f'the exported file differs by more than {TOLERANCE:.0e} and was removed: '
-            f'{"export it for a fixed size" if args.dynamic else "please report the model"}'
-        )
+    model = load_model(args.source, args.checkpoint, args.whole)
+    out = Path(args.out).resolve()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(
+        dir=out.parent
+    ) as directory:  # a file that is there stays until the new one is good
+        path = Path(directory, out.name)
+        export(model, str(path), args.size, args.dynamic)
+        differences = check(model, str(path), shapes)
+        for shape, difference in zip(shapes, differences):
+            print(
+                f'{shape[0]}x3x{shape[1]}x{shape[2]}: onnxruntime differs from PyTorch by {difference:.1e} of the '
+                'largest value'
+            )
+        if not max(differences) <= TOLERANCE:
+            raise RunError(
+                f'the exported file differs by more than {TOLERANCE:.0e} and was not kept: '
+                f'{"export it for a fixed size" if args.dynamic else "please report the model"}'
+            )
+        path.replace(out)
     print(f'{args.out}: agrees with PyTorch to {TOLERANCE:.0e}')
 
 
