@@ -88,6 +88,17 @@ def test_published_archs(arch, tmp_path, monkeypatch, capsys):
     assert 'agrees with PyTorch' in out
 
 
+@can_export
+@pytest.mark.slow
+def test_an_older_file_stays_until_the_new_one_is_good(tmp_path, monkeypatch):
+    path = tmp_path / 'out.onnx'
+    path.write_bytes(b'old')
+    monkeypatch.setattr(export_onnx, 'TOLERANCE', -1)
+    with pytest.raises(RunError, match='was not kept'):
+        call(monkeypatch, ROOT / 'configs/demo/datnano_shapes.py', path, '--size', 64, 64)
+    assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b'old'
+
+
 @pytest.mark.parametrize('bins', [1, 2, 3, 6])
 def test_pooling_without_a_loop_equals_pytorch(bins):
     """Also of maps with fewer pixels than bins, and where bins share pixels."""

@@ -2,8 +2,7 @@
 
 Each kind holds what its bias is computed from and offers ``of(queries)``: the bias of some of the queries
 (of the flattened map; by default all) to all keys, ``(B or 1, heads, queries, N)`` with ``N = Hk * Wk``.
-So nobody has to hold the bias of all queries at once. ``numbers`` says how many numbers per query and key of an
-image that takes at a time.
+So nobody has to hold the bias of all queries at once.
 
 Positions are (y, x), normalised so that -1 and 1 are the borders of the map.
 """
@@ -43,9 +42,11 @@ class TableBias(NamedTuple):
 
     @property
     def numbers(self) -> int:
+        """How many numbers :meth:`of` holds at a time, per query and key of an image."""
         return max(self.table.shape[0], 2 * self.position.shape[1])
 
     def of(self, queries: slice = ALL) -> Tensor:
+        """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
         batch, groups = self.position.shape[:2]
         displacement = _displacement(self, queries) / 2
         table = self.table.to(displacement.dtype).unflatten(0, (groups, -1)).repeat(batch, 1, 1, 1)
@@ -78,9 +79,11 @@ class LogBias(NamedTuple):
 
     @property
     def numbers(self) -> int:
+        """How many numbers :meth:`of` holds at a time, per query and key of an image."""
         return self.position.shape[1] * self.weight1.shape[0]
 
     def of(self, queries: slice = ALL) -> Tensor:
+        """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
         displacement = _displacement(self, queries) * 4
         displacement = displacement.sign() * torch.log2(displacement.abs() + 1) / math.log2(8)
         hidden = F.linear(displacement, self.weight1, self.bias1).relu()
@@ -106,9 +109,11 @@ class FixedBias(NamedTuple):
 
     @property
     def numbers(self) -> int:
+        """How many numbers :meth:`of` holds at a time, per query and key of an image."""
         return self.table.shape[0]
 
     def of(self, queries: slice = ALL) -> Tensor:
+        """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
         num_queries = self.query_size[0] * self.query_size[1]
         if self.table.shape[1:] == (num_queries, self.num_keys):
             return self.table[None, :, queries]
