@@ -7,11 +7,11 @@ from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPP
 from mmengine.registry import Registry
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmdat', locations=['mmdat.models'])
-HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmdat', locations=['mmdat.engine'])
+HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmdat', locations=['mmdat.hooks'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmdat', locations=['mmdat.datasets'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,
     scope='mmdat',
-    locations=['mmdat.engine.layer_decay'],
+    locations=['mmdat.hooks.layer_decay'],
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.utils import ManagerMixin
 
-from mmdat.engine.runner import run
+from mmdat.cli import run
 
 ROOT = Path(__file__).parents[1]
 

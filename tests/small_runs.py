@@ -1,6 +1,5 @@
 """Short runs of the demo configs through the real Runner, alone or in processes that talk to each other."""
 
-import argparse
 import os
 import socket
 from pathlib import Path
@@ -12,7 +11,8 @@ from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
-from mmdat.engine.runner import add_common_options, load_config, train
+from mmdat.apis import train
+from mmdat.config.load import load_config
 
 ROOT = Path(__file__).parents[1]
 TASKS = {'classifier': '{}nano_shapes', 'upernet': 'upernet_{}nano_shapes', 'maskrcnn': 'maskrcnn_{}nano_shapes'}
@@ -45,10 +45,7 @@ def small_config(task, generation, work_dir, options=None):
 
     No image is flipped and no block dropped, so the steps do not depend on how images are shared out.
     """
-    parser = argparse.ArgumentParser()
-    parser.add_argument('config')
-    add_common_options(parser)
-    cfg = load_config(parser.parse_args([str(ROOT / f'configs/demo/{TASKS[task].format(generation)}.py')]))
+    cfg = load_config(str(ROOT / f'configs/demo/{TASKS[task].format(generation)}.py'))
     cfg.work_dir = str(work_dir)
     cfg.train_cfg = dict(by_epoch=True, max_epochs=1)
     cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None

@@ -14,7 +14,7 @@ from mmengine.runner.checkpoint import load_state_dict
 from official_layout import to_official
 
 from mmdat import DAT
-from mmdat.models.checkpoint import CheckpointError, Signature, convert_official, resize_table
+from mmdat.errors import CheckpointError, Signature, convert_official, resize_table
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / 'tests' / 'data'

@@ -3,15 +3,15 @@
 Full-size models on generated images; overrides change the data, the number of classes and the length, nothing else.
 """
 
-import argparse
 import json
 import math
 from pathlib import Path
 
 import pytest
 
+from mmdat.apis import train
+from mmdat.config.load import load_config
 from mmdat.datasets import make_shapes
-from mmdat.engine.runner import add_common_options, load_config, train
 
 ROOT = Path(__file__).parents[1] / 'configs'
 SIZE = (96, 96)
@@ -77,10 +77,7 @@ def workplace(tmp_path_factory):
 def load(name: str, task: str, options: dict):
     """The config of a family with the demo's override and the options: one iteration on small images."""
     (path,) = ROOT.glob(f'{name}.py')
-    parser = argparse.ArgumentParser()
-    parser.add_argument('config')
-    add_common_options(parser)
-    config = load_config(parser.parse_args([str(path), '--override', str(ROOT / f'demo/on_shapes_{task}.py')]))
+    config = load_config(str(path), str(ROOT / f'demo/on_shapes_{task}.py'))
     loop = config.train_cfg
     length = 'max_iters' if 'max_iters' in loop else 'max_epochs'
     config.train_cfg = dict(loop, **{length: 1, 'val_interval': 1})

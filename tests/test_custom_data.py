@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -15,9 +14,10 @@ from in_process import call_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
-from mmdat.engine.inference import Predictor
-from mmdat.engine.preflight import RunError, check_run
-from mmdat.engine.runner import load_config
+from mmdat.apis.predictor import Predictor
+from mmdat.config.checks import check_run
+from mmdat.config.load import load_config
+from mmdat.errors import RunError
 
 ROOT = Path(__file__).parents[1]
 OWN = ROOT / 'configs/own_data'
@@ -94,15 +94,11 @@ def workplace(source, tmp_path, monkeypatch):
 
 def load(config, helper, root='my data', **options):
     return load_config(
-        Namespace(
-            config=str(config),
-            override=str(OWN / f'{helper}.py'),
-            cfg_options=options or None,
-            data=root,
-            work_dir='work',
-            launcher='none',
-            local_rank=0,
-        )
+        str(config),
+        override=str(OWN / f'{helper}.py'),
+        options=options or None,
+        data=root,
+        work_dir='work',
     )
 
 
@@ -359,15 +355,9 @@ def test_faulty_data_is_named_in_one_sentence(helper, spoil, message, workplace)
 def test_data_needs_a_layout(workplace):
     with pytest.raises(RunError, match='--data my data needs --override with the layout of your data'):
         load_config(
-            Namespace(
-                config=str(ROOT / 'configs/dat_t_300e_in1k.py'),
-                override=None,
-                cfg_options=None,
-                data='my data',
-                work_dir='work',
-                launcher='none',
-                local_rank=0,
-            )
+            str(ROOT / 'configs/dat_t_300e_in1k.py'),
+            data='my data',
+            work_dir='work',
         )
 
 

@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from argparse import Namespace
 from functools import partial
 from pathlib import Path
 
@@ -14,10 +13,12 @@ from mmengine.config import Config
 from mmengine.utils import digit_version
 
 from mmdat import DAT
+from mmdat.apis import evaluate, train
+from mmdat.cli import run
+from mmdat.config.checks import check_run
+from mmdat.config.load import load_config
 from mmdat.datasets import make_shapes
-from mmdat.engine.preflight import RunError, check_run
-from mmdat.engine.runner import evaluate, load_config, run, train
-from mmdat.models.checkpoint import CheckpointError
+from mmdat.errors import CheckpointError, RunError
 
 ROOT = Path(__file__).parents[1]
 MASK_RCNN = ROOT / 'configs/demo/maskrcnn_datnano_shapes.py'
@@ -42,10 +43,7 @@ def workplace(data, tmp_path, monkeypatch):
 
 
 def config(path, **options):
-    args = Namespace(
-        config=str(path), override=None, cfg_options=options or None, work_dir='work', launcher='none', local_rank=0
-    )
-    return load_config(args)
+    return load_config(str(path), options=options or None, work_dir='work')
 
 
 @pytest.mark.parametrize('path', [MASK_RCNN, UPERNET, CLASSIFIER])
@@ -248,9 +246,6 @@ def test_the_script_ends_with_one_sentence_and_no_traceback(tmp_path):
 
 
 def test_the_work_directory_follows_the_config(tmp_path):
-    args = dict(override=None, cfg_options=None, launcher='none', local_rank=0)
-    assert load_config(Namespace(config=str(MASK_RCNN), work_dir=None, **args)).work_dir == (
-        'work_dirs/maskrcnn_datnano_shapes'
-    )
-    assert load_config(Namespace(config=str(MASK_RCNN), work_dir='x', **args)).work_dir == 'x'
-    assert isinstance(load_config(Namespace(config=str(MASK_RCNN), work_dir=None, **args)), Config)
+    assert load_config(str(MASK_RCNN)).work_dir == 'work_dirs/maskrcnn_datnano_shapes'
+    assert load_config(str(MASK_RCNN), work_dir='x').work_dir == 'x'
+    assert isinstance(load_config(str(MASK_RCNN)), Config)

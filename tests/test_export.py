@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from in_process import ROOT, load_tool
 
 from mmdat import DAT
-from mmdat.engine.preflight import RunError
+from mmdat.errors import RunError
 
 export_onnx = load_tool('export_onnx')
 

@@ -4,7 +4,6 @@ import json
 import pickle
 import re
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -19,10 +18,12 @@ from mmengine.structures import InstanceData, PixelData
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-import mmdat.engine.inference
+import mmdat.apis.predictor
+from mmdat.apis import evaluate
+from mmdat.apis.predictor import Predictor
+from mmdat.cli import run
+from mmdat.config.load import load_config
 from mmdat.datasets import make_shapes
-from mmdat.engine.inference import Predictor
-from mmdat.engine.runner import evaluate, load_config, run
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -42,14 +43,9 @@ FEW = {'detection': {'model.test_cfg.rcnn.max_per_img': 6}}
 
 def config(task, **options):
     return load_config(
-        Namespace(
-            config=str(CONFIGS[task]),
-            override=None,
-            cfg_options=dict(FEW.get(task, {}), **options),
-            work_dir='work',
-            launcher='none',
-            local_rank=0,
-        )
+        str(CONFIGS[task]),
+        options=dict(FEW.get(task, {}), **options),
+        work_dir='work',
     )
 
 
@@ -294,7 +290,7 @@ def test_what_is_missing_is_said_before_the_model_is_built(arguments, message, w
     def build(*args):
         raise AssertionError('the model was built')
 
-    monkeypatch.setattr(mmdat.engine.inference, '_build', build)
+    monkeypatch.setattr(mmdat.apis.predictor, '_build', build)
     monkeypatch.setattr(sys, 'argv', ['infer.py', *(argument.format(**names) for argument in arguments)])
     with pytest.raises(SystemExit) as exit:
         run(tool.main)

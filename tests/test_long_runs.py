@@ -6,7 +6,6 @@ import gc
 import importlib
 import os
 import pkgutil
-from argparse import Namespace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +16,8 @@ from mmengine.runner import Runner
 from small_runs import small_config
 
 import mmdat
+from mmdat.config.load import load_config
 from mmdat.datasets import make_shapes
-from mmdat.engine.runner import load_config
 
 ROOT = Path(__file__).parents[1]
 PROCESS = psutil.Process()
@@ -26,14 +25,9 @@ PROCESS = psutil.Process()
 
 def demo_config(name, work_dir='work', **options):
     return load_config(
-        Namespace(
-            config=str(ROOT / f'configs/demo/{name}.py'),
-            override=None,
-            work_dir=str(work_dir),
-            launcher='none',
-            local_rank=0,
-            cfg_options=options or None,
-        )
+        str(ROOT / f'configs/demo/{name}.py'),
+        work_dir=str(work_dir),
+        options=options or None,
     )
 
 

@@ -49,5 +49,5 @@ def test_cost_of_whole_models(name):
 
 
 def test_document_says_what_the_metafiles_say():
-    done = subprocess.run([sys.executable, ROOT / 'tools/model_zoo.py', '--check'], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, ROOT / 'dev/model_zoo.py', '--check'], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

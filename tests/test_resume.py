@@ -16,9 +16,9 @@ from in_process import run_tool
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from torch.utils.data import DataLoader
 
+from mmdat.checkpoints.resuming import WholeFileBackend, load_run
 from mmdat.datasets import make_shapes
-from mmdat.engine.resuming import WholeFileBackend, load_run
-from mmdat.engine.seed_hook import _Batches
+from mmdat.hooks.seed import _Batches
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'

@@ -20,10 +20,10 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
 
 from mmdat import DAT
+from mmdat.checkpoints.reading import load_weights
+from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.datasets import make_shapes
-from mmdat.engine.safe_reading import reading_without_code
-from mmdat.engine.weights import load_weights
-from mmdat.models.checkpoint import CheckpointError
+from mmdat.errors import CheckpointError
 
 DEMO = Path(__file__).parents[1] / 'configs/demo'
 CLASSIFIER = DEMO / 'datnano_shapes.py'

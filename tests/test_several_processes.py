@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_runs import ROOT, SIZE, in_processes, recorded, small_config, train_alone
 
+from mmdat.apis import evaluate, train
 from mmdat.datasets import make_shapes
-from mmdat.engine.preflight import RunError
-from mmdat.engine.runner import evaluate, train
+from mmdat.errors import RunError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='CPU processes; with GPUs the Runner takes those')
 slow = pytest.mark.slow

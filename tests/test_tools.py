@@ -179,21 +179,14 @@ def test_full_size_configs_run_on_the_demo_data(config, override, options, metri
 
 def test_override_replaces_the_number_of_classes_everywhere(workplace):
     """Heads differ in where they keep it, and Mixup has it in the preprocessor."""
-    from argparse import Namespace
+    from mmdat.config.load import load_config
 
-    from mmdat.engine.runner import load_config
-
-    args = dict(work_dir=None, cfg_options=None, launcher='none', local_rank=0)
     for config, override, places in [
         ('retinanet_dat_t_1x_coco', 'coco', lambda cfg: [cfg.model.bbox_head]),
         ('maskrcnn_datpp_t_1x_coco', 'coco', lambda cfg: [cfg.model.roi_head.bbox_head, cfg.model.roi_head.mask_head]),
         ('upernet_dat_t_160k_ade20k', 'ade20k', lambda cfg: [cfg.model.decode_head, cfg.model.auxiliary_head]),
         ('dat_t_300e_in1k', 'in1k', lambda cfg: [cfg.model.head, cfg.data_preprocessor]),
     ]:
-        cfg = load_config(
-            Namespace(
-                config=str(ROOT / 'configs' / f'{config}.py'), override=str(DEMO / f'on_shapes_{override}.py'), **args
-            )
-        )
+        cfg = load_config(str(ROOT / 'configs' / f'{config}.py'), str(DEMO / f'on_shapes_{override}.py'))
         assert [place.num_classes for place in places(cfg)] == [5 if override == 'ade20k' else 4] * len(places(cfg))
         assert cfg.work_dir == f'work_dirs/{config}-on_shapes_{override}'

@@ -1,6 +1,5 @@
 """Sampling points end up at the right pixels, attention weights are the layers' own, and sheets get logged."""
 
-from argparse import Namespace
 from pathlib import Path
 
 import cv2
@@ -12,9 +11,10 @@ from matplotlib.figure import Figure
 from mmdet.models import DetDataPreprocessor
 
 from mmdat import DAT
+from mmdat.apis import train
+from mmdat.config.load import load_config
 from mmdat.datasets import make_shapes
-from mmdat.engine import SamplingPointsHook
-from mmdat.engine.runner import load_config, train
+from mmdat.hooks import SamplingPointsHook
 from mmdat.models.mixers import SamplingPoints
 from mmdat.visualization import (
     LayerAttention,
@@ -229,24 +229,19 @@ def run_training(work_dir, data, name, *hooks):
     """Two epochs of two iterations of the demo's classifier; returns the final weights."""
     forget_runs()
     cfg = load_config(
-        Namespace(
-            config=str(ROOT / f'configs/demo/{name}_shapes.py'),
-            override=None,
-            work_dir=str(work_dir),
-            launcher='none',
-            local_rank=0,
-            cfg_options={
-                'train_dataloader': dict(batch_size=2, num_workers=0, persistent_workers=False),
-                'val_dataloader': dict(num_workers=0, persistent_workers=False),
-                'train_dataloader.dataset.data_root': str(data / 'classification'),
-                'val_dataloader.dataset.data_root': str(data / 'classification'),
-                'train_cfg.max_epochs': 2,
-                'train_cfg.val_interval': 2,
-                'default_hooks.checkpoint.interval': 2,
-                'model.backbone.drop_path_rate': 0.3,
-                'custom_hooks': [dict(type='mmdat.SamplingPointsHook', **hook) for hook in hooks],
-            },
-        )
+        str(ROOT / f'configs/demo/{name}_shapes.py'),
+        work_dir=str(work_dir),
+        options={
+            'train_dataloader': dict(batch_size=2, num_workers=0, persistent_workers=False),
+            'val_dataloader': dict(num_workers=0, persistent_workers=False),
+            'train_dataloader.dataset.data_root': str(data / 'classification'),
+            'val_dataloader.dataset.data_root': str(data / 'classification'),
+            'train_cfg.max_epochs': 2,
+            'train_cfg.val_interval': 2,
+            'default_hooks.checkpoint.interval': 2,
+            'model.backbone.drop_path_rate': 0.3,
+            'custom_hooks': [dict(type='mmdat.SamplingPointsHook', **hook) for hook in hooks],
+        },
     )
     train(cfg)
     return torch.load(work_dir / 'epoch_2.pth', map_location='cpu', weights_only=False)['state_dict']

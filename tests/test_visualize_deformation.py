@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from in_process import call_tool
 from mmengine.config import Config
 
-from mmdat.engine.preflight import RunError
-from mmdat.models.checkpoint import CheckpointError
-from mmdat.visualization.network_input import load_backbone, network_input
+from mmdat.apis.network_input import load_backbone, network_input
+from mmdat.errors import CheckpointError, RunError
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from mmdat import DAT, __version__
-from mmdat.engine.weights import load_weights
+from mmdat.checkpoints.reading import load_weights
 from mmdat.models.checkpoint import Signature, backbone_entries, convert_official, is_official, unwrap
 
 

@@ -28,14 +28,15 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
 from mmdat import DAT
-from mmdat.engine.preflight import RunError
-from mmdat.engine.runner import load_config, run
-from mmdat.engine.weights import load_weights
+from mmdat.apis.network_input import load_backbone
+from mmdat.checkpoints.reading import load_weights
+from mmdat.cli import run
+from mmdat.config.load import load_config
+from mmdat.errors import CheckpointError, RunError
 from mmdat.models import DeformableAttention, NeighborhoodAttention, WindowAttention
 from mmdat.models.arch import ARCHS
-from mmdat.models.checkpoint import CheckpointError, unwrap
+from mmdat.models.checkpoint import unwrap
 from mmdat.models.dat import MIN_SIZE
-from mmdat.visualization.network_input import load_backbone
 
 TOLERANCE = 1e-4
 Shape = tuple[int, int, int]  # batch, height, width
@@ -92,11 +93,7 @@ def load_model(source: str, checkpoint: Optional[str], whole: bool) -> nn.Module
         if checkpoint:
             model.load_state_dict(unwrap(load_weights(checkpoint)))
     else:
-        cfg = load_config(
-            argparse.Namespace(
-                config=source, override=None, cfg_options=None, launcher='none', work_dir=None, local_rank=0
-            )
-        )
+        cfg = load_config(source)
         if whole:
             model = _load_segmentor(cfg, checkpoint)
         else:

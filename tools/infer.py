@@ -17,7 +17,6 @@ out; the others are finished, and the exit code is 1.
 import argparse
 import glob
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -30,9 +29,10 @@ from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import Progress
 
-from mmdat.engine.inference import Predictor
-from mmdat.engine.preflight import RunError
-from mmdat.engine.runner import key_value, load_config, run
+from mmdat.apis.predictor import Predictor
+from mmdat.cli import key_value, run
+from mmdat.config.load import load_config
+from mmdat.errors import RunError
 
 IMAGES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
 VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
@@ -279,8 +279,8 @@ def main() -> None:
     paths = find_inputs(args.inputs)
     if args.out_dir.exists() and not args.out_dir.is_dir():
         raise RunError(f'--out-dir must be a directory, but {args.out_dir} is a file')
-    args.work_dir, args.launcher, args.local_rank = None, 'none', int(os.environ.get('LOCAL_RANK', 0))
-    predictor = Predictor(load_config(args), args.checkpoint, args.device or get_device())
+    cfg = load_config(args.config, args.override, args.cfg_options)
+    predictor = Predictor(cfg, args.checkpoint, args.device or get_device())
 
     with Progress(console=Console(stderr=True)) as progress:
 

@@ -2,7 +2,8 @@
 
 import argparse
 
-from mmdat.engine.runner import add_common_options, evaluate, load_config, run
+from mmdat.apis import evaluate
+from mmdat.cli import add_common_options, config_of, run
 
 
 def main() -> None:
@@ -16,7 +17,7 @@ def main() -> None:
     )
     add_common_options(parser)
     args = parser.parse_args()
-    evaluate(load_config(args), args.checkpoint, args.out, args.show_dir, args.tta, args.compile)
+    evaluate(config_of(args), args.checkpoint, args.out, args.show_dir, args.tta, args.compile)
 
 
 if __name__ == '__main__':

@@ -2,7 +2,8 @@
 
 import argparse
 
-from mmdat.engine.runner import add_common_options, load_config, run, train
+from mmdat.apis import train
+from mmdat.cli import add_common_options, config_of, run
 
 
 def main() -> None:
@@ -21,7 +22,7 @@ def main() -> None:
     )
     add_common_options(parser)
     args = parser.parse_args()
-    train(load_config(args), args.amp, args.resume, args.auto_scale_lr, args.compile)
+    train(config_of(args), args.amp, args.resume, args.auto_scale_lr, args.compile)
 
 
 if __name__ == '__main__':

@@ -18,11 +18,12 @@ from typing import Optional
 from mmengine.config import DictAction
 from mmengine.device import get_device
 
-from mmdat.engine.preflight import RunError
-from mmdat.engine.runner import key_value, load_config, run
+from mmdat.apis.network_input import load_backbone, network_input
+from mmdat.cli import key_value, run
+from mmdat.config.load import load_config
+from mmdat.errors import RunError
 from mmdat.models import DAT
 from mmdat.visualization import View, attention_sheets, layer_names, save_sheets
-from mmdat.visualization.network_input import load_backbone, network_input
 
 
 def choose_layers(backbone: DAT, chosen: Optional[Sequence[str]]) -> list[str]:
@@ -78,10 +79,9 @@ def main() -> None:
         metavar='KEY=VALUE',
         help='entries of the config to change',
     )
-    parser.set_defaults(work_dir=None, launcher='none', local_rank=0)
     args = parser.parse_args()
 
-    cfg = load_config(args)
+    cfg = load_config(args.config, args.override, args.cfg_options)
     backbone, trained = load_backbone(cfg, args.checkpoint)
     layers = choose_layers(backbone, args.layer)
     inputs, view = network_input(cfg, args.image, backbone.arch.generation)

@@ -10,6 +10,6 @@ strategy = dict(
     model_wrapper=dict(
         type='MMFullyShardedDataParallel',
         use_orig_params=True,
-        auto_wrap_policy='mmdat.engine.sharding.is_block',
+        auto_wrap_policy='mmdat.config.sharding.is_block',
     ),
 )

@@ -13,6 +13,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdat.errors import CheckpointError
+
 from .arch import ARCHS, NUM_STAGES, get_arch
 
 StateDict = dict[str, Tensor]
@@ -74,10 +76,6 @@ def convert_official(state_dict: StateDict) -> StateDict:
             value = value.flatten(1)
         converted[key] = value
     return converted
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be used; the message says what to do."""
 
 
 class Signature(NamedTuple):

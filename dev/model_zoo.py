@@ -1,7 +1,7 @@
 """Write docs/model_zoo.md from the metafiles that model-index.yml names.
 
-python tools/model_zoo.py          write it
-python tools/model_zoo.py --check  fail if it is not what the metafiles say
+python dev/model_zoo.py          write it
+python dev/model_zoo.py --check  fail if it is not what the metafiles say
 """
 
 import argparse
@@ -16,7 +16,7 @@ TARGET = ROOT / 'docs/model_zoo.md'
 
 HEADER = """# Model zoo
 
-Written by `tools/model_zoo.py` from `configs/metafiles/`; change those.
+Written by `dev/model_zoo.py` from `configs/metafiles/`; change those.
 
 **Published** results are those of the papers, [DAT](https://arxiv.org/abs/2201.00520) and
 [DAT++](https://arxiv.org/abs/2309.01430), and not of this project. **Reproduced here** is empty until somebody has
@@ -97,7 +97,7 @@ def main() -> None:
     if not args.check:
         TARGET.write_text(text)
     elif TARGET.read_text() != text:
-        sys.exit('model_zoo.py: docs/model_zoo.md does not say what the metafiles say; run python tools/model_zoo.py')
+        sys.exit('model_zoo.py: docs/model_zoo.md does not say what the metafiles say; run python dev/model_zoo.py')
 
 
 if __name__ == '__main__':

@@ -14,10 +14,9 @@ from mmengine.dist import barrier, get_rank
 from mmengine.fileio.handlers import BaseFileHandler, PickleHandler, YamlHandler, file_handlers
 from mmengine.runner import CheckpointLoader
 
-from mmdat.models.checkpoint import CheckpointError
+from mmdat.errors import CheckpointError, RunError
 
-from .preflight import RunError
-from .weights import load_pickle, load_weights, torch_loads_weights_only
+from .reading import load_pickle, load_weights, torch_loads_weights_only
 
 
 @contextmanager

@@ -11,12 +11,11 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner.checkpoint import CheckpointLoader
 from torch import Tensor
 
-from mmdat.engine.preflight import RunError
-from mmdat.engine.safe_reading import reading_without_code
+from mmdat.checkpoints.without_code import reading_without_code
+from mmdat.errors import CheckpointError, RunError
 from mmdat.models import DAT
-from mmdat.models.checkpoint import CheckpointError, backbone_entries, unwrap
-
-from .view import View
+from mmdat.models.checkpoint import backbone_entries, unwrap
+from mmdat.visualization import View
 
 TOOLBOXES = ('mmdet', 'mmseg', 'mmpretrain')
 # Transforms of test pipelines that change the size of the image. Pads add pixels on the right and at the bottom.

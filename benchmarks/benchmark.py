@@ -4,7 +4,7 @@ Every measurement runs in a process of its own, variants take turns, and the tab
 their spread (lowest to highest). On a CPU the peak memory is that of the process beyond what it held before the
 first call; on a GPU that of PyTorch's allocator.
 
-    python tools/benchmark.py ops backbones scaling --repeats 3 --out work_dirs/benchmark
+    python benchmarks/benchmark.py ops backbones scaling --repeats 3 --out work_dirs/benchmark
 """
 
 import argparse

@@ -1,104 +1,26 @@
 """What tools/train.py and tools/test.py do: from a config and options to a run of MMEngine's Runner."""
 
-import argparse
-import difflib
-import inspect
 import os
-import sys
-from pathlib import Path
-from typing import Any, Callable, Optional, Union
+from typing import Any, Optional, Union
 
 import torch.distributed
-from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.model import is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
-from mmdat.models.checkpoint import CheckpointError, unwrap
-
-from .explain import explain
-from .own_data import complete_config
-from .preflight import RunError, check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
-from .resuming import keep_a_whole_checkpoint, prepare_resume
-from .safe_reading import reading_without_code
-from .sharding import check_sharding
-from .weights import load_weights
+from mmdat.checkpoints.reading import load_weights
+from mmdat.checkpoints.resuming import keep_a_whole_checkpoint, prepare_resume
+from mmdat.checkpoints.without_code import reading_without_code
+from mmdat.config.checks import check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
+from mmdat.config.sharding import check_sharding
+from mmdat.config.walk import replace
+from mmdat.errors import RunError
+from mmdat.models.checkpoint import unwrap
 
 SYNC_BN = ('SyncBN', 'MMSyncBN')
-# What MMEngine's runners and this module look for at the top level of a config.
-_TOP_LEVEL = {
-    *inspect.signature(Runner.__init__).parameters,
-    *inspect.signature(FlexibleRunner.__init__).parameters,
-    *('runner_type', 'compile', 'find_unused_parameters', 'tta_model', 'tta_pipeline'),
-}
-
-
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The options that training and testing share."""
-    parser.add_argument('--work-dir', help='where logs, checkpoints and pictures go (default: work_dirs/CONFIG)')
-    parser.add_argument(
-        '--override',
-        metavar='FILE',
-        help='a config file merged over CONFIG; num_classes at its top level replaces every num_classes of the model',
-    )
-    parser.add_argument(
-        '--data', metavar='DIR', help='the directory of your data, for --override configs/own_data/… (its data_root)'
-    )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        type=key_value,
-        metavar='KEY=VALUE',
-        help='entries of the config to change, such as train_dataloader.batch_size=4',
-    )
-    parser.add_argument(
-        '--compile',
-        action='store_true',
-        help='compile backbone and neck with torch.compile (the first step takes minutes)',
-    )
-    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
-    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
-
-
-def key_value(text: str) -> str:
-    """The type of ``--cfg-options``: MMEngine's action takes for granted that there is a ``=``."""
-    if '=' not in text:
-        raise argparse.ArgumentTypeError(f'{text!r} is not KEY=VALUE, such as train_dataloader.batch_size=4')
-    return text
-
-
-def load_config(args: argparse.Namespace) -> Config:
-    """Read the config that a command line names, with its override, options, launcher and work directory.
-
-    Raises:
-        RunError: If a file does not exist.
-    """
-    cfg = _read(args.config)
-    if not isinstance(cfg.get('model'), dict):
-        raise RunError(f'the config {args.config} has no model=dict(...): start from one of configs/')
-    name = Path(args.config).stem
-    if args.override:
-        _merge(cfg, _read(args.override))
-        name += '-' + Path(args.override).stem
-    if args.cfg_options:
-        _merge_options(cfg, args.cfg_options)
-    data = vars(args).get('data')
-    if data and not cfg.get('classes_from'):
-        raise RunError(
-            f'--data {data} needs --override with the layout of your data, one of configs/own_data, such as '
-            f'--override configs/own_data/coco_folder.py'
-        )
-    if cfg.get('classes_from'):
-        cfg.data_root = data or str(cfg.data_root)  # MMEngine makes a number of data_root=2024
-        _set_num_classes(cfg, len(complete_config(cfg)))
-    cfg.launcher = args.launcher
-    if args.work_dir or not cfg.get('work_dir'):
-        cfg.work_dir = args.work_dir or os.path.join('work_dirs', name)
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return cfg
 
 
 @reading_without_code()
@@ -202,80 +124,6 @@ def evaluate(
     return runner.test()
 
 
-def run(main: Callable[[], Any]) -> None:
-    """Run a script's main function; a fault that the user can put right ends it with one sentence."""
-    try:
-        main()
-    except Exception as error:
-        sentence = str(error) if isinstance(error, (RunError, CheckpointError)) else explain(error)
-        if sentence is None:
-            raise
-        if os.environ.get('RANK', '0') == '0':  # once, not from every process
-            print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
-        sys.exit(1)
-
-
-def _read(path: str) -> Config:
-    if '::' not in path and not os.path.isfile(path):
-        raise RunError(
-            f'there is no config file {os.path.abspath(path)}: correct the path; the configs of mmdat are '
-            f'in configs/ and configs/demo/'
-        )
-    try:
-        cfg = Config.fromfile(path)
-    except FileNotFoundError as error:
-        raise RunError(f'the config {path} names a base file that does not exist: {error}') from error
-    except Exception as error:  # a config is a program, and may fail like any
-        reason = str(error).split('\n')[0] or 'no reason given'
-        raise RunError(f'the config {path} cannot be read ({type(error).__name__}: {reason}): correct it') from error
-    return cfg
-
-
-def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
-    for key in options:
-        first = key.split('.')[0]
-        if first not in cfg and first not in _TOP_LEVEL:
-            near = difflib.get_close_matches(first, [*cfg, *_TOP_LEVEL], n=1)
-            hint = f': did you mean {near[0]}?' if near else ': correct its name'
-            raise RunError(f'--cfg-options {key} changes nothing, as the config has no {first}{hint}')
-    try:
-        cfg.merge_from_dict(options)
-    except Exception as error:  # MMEngine raises many kinds
-        raise RunError(f'--cfg-options do not fit the config: {error.args[0] if error.args else error}') from error
-
-
-def _merge(cfg: Config, override: Config) -> None:
-    override = override.to_dict()
-    num_classes = override.pop('num_classes', None)
-    cfg.merge_from_dict(override)
-    if num_classes is not None:
-        _set_num_classes(cfg, num_classes)
-
-
-def _set_num_classes(cfg: Config, num_classes: int) -> None:
-    # Heads differ in where they keep it, Cascade R-CNN has one per stage, and Mixup needs it too.
-    for part in (cfg.model, cfg.get('data_preprocessor')):
-        for key in ('num_classes', 'num_things_classes'):
-            _replace(part, key, lambda old: num_classes)
-    # Mask2Former weighs each class, and last "no object"; the loss also knows of stuff, which has its own number.
-    for head in (cfg.model.get('panoptic_head'), cfg.model.get('decode_head')):
-        weights = head.get('loss_cls', {}).get('class_weight') if isinstance(head, dict) else None
-        if weights:
-            stuff = head.get('num_stuff_classes', 0)
-            head.loss_cls.class_weight = [weights[0]] * (num_classes + stuff) + [weights[-1]]
-
-
-def _replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:
-    """Change each value of a key in a config, however deep."""
-    if isinstance(node, dict):
-        if key in node:
-            node[key] = change(node[key])
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            _replace(child, key, change)
-
-
 def _build(cfg: Config, compile: bool) -> Union[Runner, FlexibleRunner]:
     check_work_dir(cfg.work_dir)
     if cfg.launcher != 'none' and get_device() == 'cpu':
@@ -314,7 +162,7 @@ def _distribute_on_cpu(cfg: Config) -> None:
         changed.append(name)
         return 'BN'
 
-    _replace(cfg.model, 'type', to_bn)
+    replace(cfg.model, 'type', to_bn)
     if changed:
         print_log('SyncBN works on GPUs only: BN takes its place, with statistics per process.', logger='current')
 

@@ -12,7 +12,7 @@ import numpy as np
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from .preflight import RunError
+from mmdat.errors import RunError
 
 IGNORED_LABEL = 255
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 
-from mmdat.models.checkpoint import CheckpointError
+from mmdat.errors import CheckpointError
 
 _FORCE_WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
@@ -186,7 +186,7 @@ def _load(file: BinaryIO, unpickler: type) -> Any:
     def load(file: BinaryIO, **kwargs: Any) -> Any:
         return unpickler(file, **kwargs).load()
 
-    plain = SimpleNamespace(Unpickler=unpickler, load=load, __name__='mmdat.engine.weights')
+    plain = SimpleNamespace(Unpickler=unpickler, load=load, __name__='mmdat.checkpoints.reading')
     with _environment(_FORCE_WEIGHTS_ONLY, None):  # which allows no unpickler but PyTorch's
         return torch.load(file, map_location='cpu', pickle_module=plain, weights_only=False)
 

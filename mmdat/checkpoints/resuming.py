@@ -9,10 +9,9 @@ from mmengine.config import Config
 from mmengine.fileio import LocalBackend, register_backend
 from mmengine.logging import print_log
 
-from mmdat.models.checkpoint import CheckpointError
+from mmdat.errors import CheckpointError, RunError
 
-from .preflight import RunError
-from .weights import load_weights
+from .reading import load_weights
 
 _PARTS = ('meta', 'state_dict', 'optimizer', 'message_hub')
 

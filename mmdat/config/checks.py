@@ -14,14 +14,9 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.utils import digit_version
 
+from mmdat.checkpoints.reading import load_weights
+from mmdat.errors import RunError
 from mmdat.models.checkpoint import is_official
-
-from .weights import load_weights
-
-
-class RunError(RuntimeError):
-    """Something the user can put right; the message is one sentence that says how."""
-
 
 # Part of a path, then what to do about it when it is missing.
 _SOURCES = [

@@ -8,11 +8,11 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from mmengine.runner import CheckpointLoader
 
+from mmdat.checkpoints.reading import load_weights
+from mmdat.checkpoints.without_code import reading_without_code
+from mmdat.config.checks import check_fit, check_run
+from mmdat.errors import RunError
 from mmdat.models.checkpoint import unwrap
-
-from .preflight import RunError, check_fit, check_run
-from .safe_reading import reading_without_code
-from .weights import load_weights
 
 SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
 # The inferencers load weights by MMEngine's CheckpointLoader; this prefix makes it read them without pickled code.

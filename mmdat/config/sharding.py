@@ -3,9 +3,8 @@
 import torch.nn as nn
 from mmengine.config import Config
 
+from mmdat.errors import RunError
 from mmdat.models.dat import Block
-
-from .preflight import RunError
 
 
 def is_block(module: nn.Module, recurse: bool, nonwrapped_numel: int) -> bool:

@@ -3,7 +3,7 @@
 Only combinations whose interpreter is found (on PATH or by pyenv) and whose mmcv is already compiled are tried, for
 compiling takes 10 to 20 minutes each; --compile does that too. Environments stay, and are used again.
 
-    python tools/test_matrix.py --out matrix.md
+    python dev/test_matrix.py --out matrix.md
 
 Exit code 1 if a test failed.
 """

@@ -1,0 +1,1 @@
+"""Reading checkpoints without running code, and going on from them."""

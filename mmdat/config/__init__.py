@@ -1,0 +1,1 @@
+"""What happens to a config before a Runner gets it."""
