@@ -50,6 +50,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmdat', 'mmdat.*']),
+    package_data={'mmdat.weights': ['table.json']},
     python_requires='>=3.9',
     install_requires=requirements('runtime'),
     extras_require={

@@ -9,6 +9,7 @@ from .models import (
     record_sampling,
 )
 from .version import __version__
+from .weights import list_weights
 
 __all__ = [
     'DAT',
@@ -17,5 +18,6 @@ __all__ = [
     'ShiftedWindowAttention',
     'WindowAttention',
     '__version__',
+    'list_weights',
     'record_sampling',
 ]

@@ -6,6 +6,8 @@ from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import Registry
 
+from .checkpoints import schemes  # noqa: F401, registers mmdat://NAME and .safetensors files with MMEngine
+
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmdat', locations=['mmdat.models'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmdat', locations=['mmdat.hooks'])
 DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmdat', locations=['mmdat.datasets'])

@@ -18,7 +18,6 @@ from typing import Any, BinaryIO, Optional, Union
 
 import numpy as np
 import torch
-from mmengine.logging import HistoryBuffer
 
 from mmdat.errors import CheckpointError
 
@@ -70,6 +69,8 @@ class _History:
     value: Any = None
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        from mmengine.logging import HistoryBuffer  # which files of plain PyTorch have none of
+
         logs, counts = (state[key].value for key in ('_log_history', '_count_history'))
         self.value = HistoryBuffer(logs, counts, state['max_length'])
 
@@ -148,7 +149,7 @@ def load_weights(path: Union[str, Path], everything: bool = False) -> dict[str, 
     could need them.
 
     Args:
-        path: A local file.
+        path: A local file, of PyTorch or, by its suffix, of safetensors.
         everything: Refuse the file if something would be left out.
 
     Raises:
@@ -157,6 +158,8 @@ def load_weights(path: Union[str, Path], everything: bool = False) -> dict[str, 
     path = Path(path).expanduser()
     if not path.is_file():
         raise CheckpointError(f'there is no checkpoint {path.absolute()}: correct the path')
+    if path.suffix == '.safetensors':
+        return _load_safetensors(path)
     try:
         with path.open('rb') as file:
             checkpoint = _settle(_load(file, _StrictUnpickler if everything else _Unpickler))
@@ -173,6 +176,19 @@ def load_weights(path: Union[str, Path], everything: bool = False) -> dict[str, 
     if isinstance(checkpoint.get('meta'), dict):
         checkpoint['meta'].pop('config', None)  # text that MMEngine would run as Python when it resumes
     return checkpoint
+
+
+def _load_safetensors(path: Path) -> dict[str, Any]:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as error:
+        raise CheckpointError(f'reading {path} needs the package safetensors: pip install safetensors') from error
+    try:
+        with safe_open(path, framework='pt') as file:
+            state_dict = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118, it is not a dict
+            return dict(state_dict=state_dict, meta=dict(file.metadata() or {}))
+    except SafetensorError as error:
+        raise CheckpointError(f'{path} is not a readable safetensors file ({error}): choose another file') from error
 
 
 def _load(file: BinaryIO, unpickler: type) -> Any:

@@ -16,6 +16,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmdat.errors import CheckpointError, RunError
 
+from . import schemes  # noqa: F401, which are registered before anything is replaced for a while
 from .reading import load_pickle, load_weights, torch_loads_weights_only
 
 

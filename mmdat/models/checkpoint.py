@@ -43,6 +43,7 @@ _RENAMES = [
         (r'\.mixer\.rpe_table\.(\d+)\.', r'.mixer.bias_mlp.\1.'),
     ]
 ]
+_INPUT = 'stem.0.weight'
 # 1x1 convolutions that are linear layers here.
 _LINEAR = re.compile(r'\.(proj_[qkv]|proj_out|fc[12]|offset_net\.3)\.weight$')
 
@@ -76,6 +77,29 @@ def convert_official(state_dict: StateDict) -> StateDict:
             value = value.flatten(1)
         converted[key] = value
     return converted
+
+
+def convert_model(checkpoint: dict[str, Any]) -> StateDict:
+    """The weights of a whole model by the toolboxes' keys, of an official checkpoint or one that has them already.
+
+    The head of an official classifier becomes that of mmpretrain's ImageClassifier; all of a detector or segmentor but
+    its backbone keeps its keys.
+
+    Raises:
+        CheckpointError: If the checkpoint has no DAT.
+    """
+    entries = {key: value for key, value in unwrap(checkpoint).items() if isinstance(value, Tensor)}
+    backbone = backbone_entries(entries)
+    others = {key: value for key, value in entries.items() if not key.startswith('backbone.')}
+    if is_official(backbone):
+        if backbone is entries:  # a classifier, whose backbone has no prefix
+            others = {f'head.fc.{key[9:]}': value for key, value in entries.items() if key.startswith('cls_head.')}
+        backbone = convert_official(backbone)
+    elif backbone is entries:
+        others = {}
+    if Signature.of(backbone) is None:
+        raise CheckpointError('the file holds no whole DAT: choose another file')
+    return {**{f'backbone.{key}': value for key, value in backbone.items()}, **others}
 
 
 class Signature(NamedTuple):
@@ -133,9 +157,10 @@ class Signature(NamedTuple):
 def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
     """Make the entries below ``prefix`` fit a DAT, in place; the others are not touched.
 
-    Unwraps ``{'model': …}`` and ``backbone.``, renames official keys, resizes tables (bicubic), and
-    leaves out the output norm of a classification model where several stages are returned, as the
-    official detection training does. What is then missing or unexpected is for the caller to report.
+    Unwraps ``{'model': …}`` and ``backbone.``, renames official keys, resizes tables (bicubic), makes the first
+    convolution of a model for RGB take other channels, and leaves out the output norm of a classification model where
+    several stages are returned, as the official detection training does. What is then missing or unexpected is for the
+    caller to report.
 
     Raises:
         CheckpointError: If the weights are of another architecture; says which one they look like.
@@ -161,6 +186,8 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str) 
     for key, value in entries.items():
         if key.endswith(TABLE) and key in own and own[key].shape != value.shape:
             entries[key] = resize_table(value, own[key].shape)
+    if _INPUT in entries and _INPUT in own:
+        entries[_INPUT] = adapt_input(entries[_INPUT], own[_INPUT].shape[1])
     norms = {key for key in entries if re.match(r'norm\d\.', key)}
     if len(model.out_indices) > 1 and norms and all(key.startswith(f'norm{NUM_STAGES - 1}.') for key in norms):
         for key in norms:
@@ -180,6 +207,24 @@ def backbone_entries(state_dict: dict[str, Any]) -> dict[str, Any]:
     """The backbone's part of a whole model's state dict; a bare backbone's as it is."""
     inner = {key[len('backbone.') :]: value for key, value in state_dict.items() if key.startswith('backbone.')}
     return inner or state_dict
+
+
+def adapt_input(weight: Tensor, channels: int) -> Tensor:
+    """Make the first convolution of a model for RGB take images of another number of channels, as timm does.
+
+    One channel gets the sum over red, green and blue, so a grey image gives what its three equal channels gave. More
+    channels repeat them in turn, scaled so that channels of equal values give what they gave.
+
+    Args:
+        weight: ``(out, 3, height, width)``; of any other number of channels it is returned as it is.
+        channels: Channels of the image.
+    """
+    if weight.shape[1] != 3 or channels == 3:
+        return weight
+    weight = weight.to(torch.promote_types(weight.dtype, torch.float32))  # what is summed up in half precision is lost
+    if channels == 1:
+        return weight.sum(1, keepdim=True)
+    return weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
 
 
 def resize_table(table: Tensor, shape: torch.Size) -> Tensor:

@@ -36,7 +36,7 @@ class DAT(BaseModule):
             or a dict with the fields of :class:`mmdat.models.arch.Arch`.
         img_size: Image size, one number or (height, width), that the position-bias tables are made for.
             Any other input size works too; the tables keep their size.
-        in_channels: Channels of the image.
+        in_channels: Channels of the image. Weights for RGB are adapted to other numbers when they are loaded.
         window_size: Side of the windows of L and S, and of the neighbourhoods of N.
         out_indices: Stages whose maps are returned, in this order.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 over all blocks.
@@ -132,6 +132,23 @@ class DAT(BaseModule):
         for i in out_indices:
             self.add_module(f'norm{i}', LayerNorm2d(arch.dims[i]) if out_norm else nn.Identity())
         self._freeze_stages()
+
+    @classmethod
+    def from_pretrained(cls, name: str = 'tiny', **kwargs: Any) -> 'DAT':
+        """A backbone with the authors' weights, which are downloaded on first use (docs/weights.md).
+
+        Args:
+            name: One of :func:`mmdat.list_weights`; or an architecture, such as ``'tiny'`` or ``'base++'``, for its
+                ImageNet classifier at 224x224.
+            kwargs: Other arguments of the class. Tables are resized to another ``img_size`` or ``window_size``, the
+                first convolution is adapted to other ``in_channels``.
+
+        Raises:
+            CheckpointError: If the name is unknown, or there is no way to the file; says what to do by hand.
+        """
+        from .pretrained import build_pretrained  # which builds on this module
+
+        return build_pretrained(cls, name, **kwargs)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """``(B, in_channels, H, W)`` to a tuple of NCHW maps in the order of ``out_indices``.

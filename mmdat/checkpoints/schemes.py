@@ -1,0 +1,41 @@
+"""Checkpoints that MMEngine learns to load from mmdat: by name, ``mmdat://dat_t_in1k``, and .safetensors files.
+
+They are registered when mmdat's registries are imported, as MMEngine does by itself where a config names something of
+mmdat. Nothing that is registered already is replaced.
+"""
+
+from contextlib import suppress
+from typing import Any
+
+from mmengine.runner import CheckpointLoader
+
+from mmdat.weights import SCHEME
+
+from .reading import load_weights
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """Read a local file, or published weights by their name behind ``mmdat://``, without running code of the file.
+
+    Raises:
+        CheckpointError: If it cannot be read.
+    """
+    return load_from_mmdat(path) if path.startswith(SCHEME) else load_weights(path)
+
+
+def load_from_mmdat(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """MMEngine's loader of ``mmdat://NAME``; the weights are on the CPU."""
+    from mmdat.models.pretrained import load_pretrained  # which reads files by this package
+
+    return load_pretrained(filename)
+
+
+def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, Any]:
+    """MMEngine's loader of local .safetensors files; the weights are on the CPU."""
+    return load_weights(filename)
+
+
+# MMEngine takes the prefixes of its schemes for regular expressions.
+for _scheme, _loader in ((SCHEME, load_from_mmdat), (r'.*\.safetensors$', load_from_safetensors)):
+    with suppress(KeyError):  # somebody has registered it already
+        CheckpointLoader.register_scheme(_scheme, _loader)

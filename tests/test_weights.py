@@ -1,0 +1,384 @@
+"""Weights by name: fetching them from a server that fails in every way, and loading them wherever one loads weights."""
+
+import hashlib
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from official_layout import to_official
+from small_runs import in_processes
+from weights_server import serving
+
+from mmdat import DAT, list_weights
+from mmdat.checkpoints.reading import load_weights
+from mmdat.errors import CheckpointError
+from mmdat.models.checkpoint import adapt_input, convert_official
+from mmdat.models.pretrained import load_pretrained
+from mmdat.weights import fetch, find_weights
+
+FILE = 'dat_tiny_in1k_224.pth'
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where downloads are kept, as torch.hub says."""
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'home'))
+    monkeypatch.delenv('MMDAT_WEIGHTS', raising=False)
+    return tmp_path / 'home/hub/checkpoints'
+
+
+@pytest.fixture
+def server(tmp_path):
+    """Serves a small file, which fetch knows nothing about."""
+    (tmp_path / 'served').mkdir()
+    torch.save(dict(model={'a': torch.randn(600_000)}), tmp_path / 'served' / FILE)
+    with serving(tmp_path / 'served') as server:
+        yield server
+
+
+def published_at(address):
+    return replace(find_weights('dat_t_in1k'), page=f'{address}/')
+
+
+def left(cache):
+    """What is in the cache but locks."""
+    return sorted(file.name for file in cache.glob('*') if file.suffix != '.lock')
+
+
+# --- fetching --------------------------------------------------------------------------------------
+
+
+def test_the_file_is_downloaded_once_and_its_checksum_noted(server, cache):
+    weights = published_at(f'{server.address}/good')
+    first = fetch(weights, load_weights)
+    again = fetch(weights, load_weights)
+    assert torch.equal(first['model']['a'], again['model']['a'])
+    assert server.asked == dict(good=1)
+    assert left(cache) == [FILE, f'{FILE}.sha256']
+    assert (cache / f'{FILE}.sha256').read_text() == f'{sha256(server.directory / FILE)}  {FILE}\n'
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    'case, why',
+    [
+        ('missing', 'answers 404 Not Found'),
+        ('page', r'sends another file \(.*not a readable'),
+        ('silent', 'sent nothing for 0.3 s'),
+        ('half', r'broke off after 1,200,\d+ of 2,401,\d+ bytes'),
+        ('half-of-unknown', r'sends another file \(.*not a readable'),
+        ('reset', r'broke the connection \(Remote end closed connection without response\)'),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_leaves_nothing(case, why, server, cache):
+    weights = published_at(f'{server.address}/{case}')
+    with pytest.raises(CheckpointError, match=why) as error:
+        fetch(weights, load_weights, timeout=0.3)
+    says_what_to_do_by_hand(str(error.value), weights, cache)
+    assert left(cache) == []
+    # Once the server is well again, so is everything else.
+    fetch(published_at(f'{server.address}/good'), load_weights)
+    assert left(cache) == [FILE, f'{FILE}.sha256']
+
+
+def says_what_to_do_by_hand(sentence, weights, cache):
+    assert len(sentence.splitlines()) == 1
+    assert f'{weights.page} or {weights.other_page} and save it as {cache / FILE}' in sentence
+
+
+def test_without_a_network(cache):
+    with socket.socket() as free:  # nobody listens here
+        free.bind(('127.0.0.1', 0))
+        weights = published_at(f'http://127.0.0.1:{free.getsockname()[1]}')
+        with pytest.raises(CheckpointError, match=r'cannot be reached \(.*refused') as error:
+            fetch(weights, load_weights)
+    says_what_to_do_by_hand(str(error.value), weights, cache)
+    unknown = published_at('http://no-such-host.invalid')
+    with pytest.raises(CheckpointError, match='http://no-such-host.invalid/.dl=1 cannot be reached'):
+        fetch(unknown, load_weights)
+    assert left(cache) == []
+
+
+def test_on_a_full_disk(server, cache):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=f'dat_t_in1k cannot be kept in {cache} .*free some space'):
+            fetch(published_at(f'{server.address}/good'), load_weights)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert left(cache) == []
+
+
+def test_what_a_killed_download_left_is_written_over(server, cache):
+    cache.mkdir(parents=True)
+    (cache / f'{FILE}.part').write_bytes(b'PK')
+    fetch(published_at(f'{server.address}/good'), load_weights)
+    assert left(cache) == [FILE, f'{FILE}.sha256']
+
+
+def _fetch_and_compare(weights, expected):
+    assert torch.equal(fetch(weights, load_weights)['model']['a'], expected)
+
+
+def test_one_process_of_a_machine_downloads(server, cache):
+    expected = torch.load(server.directory / FILE)['model']['a']
+    in_processes(3, _fetch_and_compare, published_at(f'{server.address}/slow'), expected)
+    assert server.asked == dict(slow=1)
+    assert left(cache) == [FILE, f'{FILE}.sha256']
+
+
+def test_a_later_change_of_the_file_is_named(server, cache):
+    weights = published_at(f'{server.address}/good')
+    fetch(weights, load_weights)
+    before = sha256(cache / FILE)
+    torch.save(dict(model={'a': torch.zeros(1)}), cache / FILE)
+    with pytest.raises(CheckpointError, match='has changed since its first use') as error:
+        fetch(weights, load_weights)
+    assert before in str(error.value) and sha256(cache / FILE) in str(error.value)
+    (cache / f'{FILE}.sha256').unlink()  # as the sentence says
+    assert fetch(weights, load_weights)['model']['a'].shape == (1,)
+
+
+# --- a directory or a mirror of the user's ---------------------------------------------------------
+
+
+def test_a_directory_is_asked_before_the_cache(server, cache, tmp_path, monkeypatch):
+    fetch(published_at(f'{server.address}/good'), load_weights)
+    (tmp_path / 'mine').mkdir()
+    torch.save(dict(model={'a': torch.zeros(1)}), tmp_path / 'mine' / FILE)
+    monkeypatch.setenv('MMDAT_WEIGHTS', str(tmp_path / 'mine'))
+    assert fetch(published_at(f'{server.address}/good'), load_weights)['model']['a'].shape == (1,)
+    assert server.asked == dict(good=1)
+
+
+def test_what_a_directory_lacks_is_downloaded_into_the_cache(server, cache, tmp_path, monkeypatch):
+    (tmp_path / 'mine').mkdir()
+    monkeypatch.setenv('MMDAT_WEIGHTS', str(tmp_path / 'mine'))
+    fetch(published_at(f'{server.address}/good'), load_weights)
+    assert left(cache) == [FILE, f'{FILE}.sha256'] and left(tmp_path / 'mine') == []
+
+
+@pytest.mark.parametrize('slash', ['', '/'])
+def test_a_mirror_is_asked_before_the_authors(slash, server, cache, monkeypatch):
+    monkeypatch.setenv('MMDAT_WEIGHTS', f'{server.address}/mirror{slash}')
+    fetch(published_at(f'{server.address}/good'), load_weights)
+    assert server.asked == dict(mirror=1)
+
+
+def test_when_the_mirror_fails_the_authors_are_asked(server, cache, monkeypatch):
+    monkeypatch.setenv('MMDAT_WEIGHTS', f'{server.address}/missing')
+    fetch(published_at(f'{server.address}/good'), load_weights)
+    assert server.asked == dict(missing=1, good=1)
+
+
+def test_when_both_fail_both_are_named(server, cache, monkeypatch):
+    monkeypatch.setenv('MMDAT_WEIGHTS', f'{server.address}/missing')
+    message = f'as {server.address}/missing/{FILE} answers 404 Not Found, and {server.address}/reset/.dl=1 broke'
+    with pytest.raises(CheckpointError, match=message):
+        fetch(published_at(f'{server.address}/reset'), load_weights)
+    assert left(cache) == []
+
+
+def test_a_directory_that_is_none(cache, monkeypatch):
+    monkeypatch.setenv('MMDAT_WEIGHTS', '/no/such/directory')
+    with pytest.raises(CheckpointError, match='MMDAT_WEIGHTS=/no/such/directory is neither a directory nor an address'):
+        fetch(find_weights('dat_t_in1k'), load_weights)
+
+
+# --- the right weights -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope='module')
+def released(tmp_path_factory):
+    """A directory with files in the authors' layout, of their architectures; the values are made, in half precision."""
+    directory = tmp_path_factory.mktemp('released')
+    torch.manual_seed(0)
+    for name in ('dat_t_in1k', 'datpp_t_in1k'):
+        weights = find_weights(name)
+        model = to_official(DAT(weights.arch, out_indices=(3,)).half().state_dict())
+        head = torch.nn.Linear(model['cls_norm.norm.weight'].numel(), 1000).half()
+        model['cls_head.weight'], model['cls_head.bias'] = head.weight.data, head.bias.data
+        torch.save(dict(model=model), directory / weights.file)
+    return directory
+
+
+@pytest.fixture
+def given(released, cache, monkeypatch):
+    monkeypatch.setenv('MMDAT_WEIGHTS', str(released))
+    return released
+
+
+def values_of(given, name):
+    """The backbone's weights in a file, by our keys, as they are in a model."""
+    official = torch.load(given / find_weights(name).file)['model']
+    return {key: value.float() for key, value in convert_official(official).items()}
+
+
+def holds(model, values):
+    own = model.state_dict()
+    return all(torch.equal(own[key], value) for key, value in values.items() if key in own)
+
+
+@pytest.mark.parametrize('name', ['dat_t_in1k', 'tiny++'])
+def test_from_pretrained(name, given):
+    model = DAT.from_pretrained(name, out_indices=(3,))
+    values = values_of(given, name)
+    assert values.keys() == model.state_dict().keys()
+    assert holds(model, values)
+
+
+def test_from_pretrained_for_dense_tasks(given):
+    model = DAT.from_pretrained('tiny', out_indices=(1, 3), img_size=96, window_size=5, drop_path_rate=0.1)
+    assert [tuple(feature.shape) for feature in model(torch.randn(1, 3, 96, 64))] == [(1, 192, 12, 8), (1, 768, 3, 2)]
+    unchanged = {key: value for key, value in values_of(given, 'tiny').items() if 'table' not in key}
+    # The classifier's norm is no detector's.
+    assert holds(model, {key: value for key, value in unchanged.items() if not key.startswith('norm3')})
+    assert torch.equal(model.norm3.weight, torch.ones(768))
+
+
+def test_from_pretrained_for_grey_images(given):
+    """Three equal channels gave what the one gives now."""
+    grey = torch.rand(1, 1, 32, 32)
+    model, rgb = DAT.from_pretrained('tiny', in_channels=1), DAT.from_pretrained('tiny')
+    torch.testing.assert_close(model.stem(grey), rgb.stem(grey.expand(1, 3, 32, 32)))
+    assert holds(model, rgb.stages.state_dict(prefix='stages.'))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+@pytest.mark.parametrize('channels', [2, 4, 6])
+def test_first_convolutions_for_more_channels(channels, dtype):
+    """As timm: repeated in turn, and scaled."""
+    weight = torch.randn(8, 3, 4, 4, dtype=dtype)
+    expected = torch.stack([weight[:, i % 3].float() for i in range(channels)], 1) * 3 / channels
+    assert torch.equal(adapt_input(weight, 3), weight)
+    torch.testing.assert_close(adapt_input(weight, channels), expected)
+
+
+def test_unknown_names_and_arguments_are_refused_before_anything_is_fetched(cache):
+    with pytest.raises(CheckpointError, match="no weights named 'resnet50': choose one of dat_t_in1k, dat_s_in1k"):
+        DAT.from_pretrained('resnet50')
+    with pytest.raises(ValueError, match='out_indices must name different stages'):
+        DAT.from_pretrained('tiny', out_indices=(4,))
+    assert not cache.exists()
+
+
+@pytest.mark.parametrize(
+    'make, why',
+    [
+        (lambda path, given: path.write_text('<html>Sign in</html>'), 'it is a web page'),
+        (lambda path, given: path.write_bytes(b'PK\3\4 and no more'), 'not a readable checkpoint of a DAT'),
+        (lambda path, given: torch.save({'model': {'conv1.weight': torch.ones(1)}}, path), 'not a readable checkpoint'),
+        (
+            lambda path, given: shutil.copy(given / 'dat_pp_tiny_in1k_224.pth', path),
+            r"it holds arch='tiny\+\+', and not arch='tiny'",
+        ),
+    ],
+    ids=['page', 'damaged', 'another model', 'another size'],
+)
+def test_files_of_something_else_are_refused(make, why, released, cache):
+    cache.mkdir(parents=True)
+    make(cache / FILE, released)
+    with pytest.raises(CheckpointError, match=f'{cache / FILE} is not dat_t_in1k .*{why}.*: delete it') as error:
+        load_pretrained('dat_t_in1k')
+    assert len(str(error.value).splitlines()) == 1
+    assert left(cache) == [FILE]
+
+
+def test_a_page_from_a_mirror_is_no_checkpoint(released, cache, monkeypatch):
+    """End to end by name; that of the authors is not asked, for this test is to work without a network."""
+    with serving(released) as server:
+        monkeypatch.setenv('MMDAT_WEIGHTS', f'{server.address}/mirror')
+        assert load_pretrained('dat_t_in1k')['state_dict']['head.fc.weight'].shape == (1000, 768)
+        assert server.asked == dict(mirror=1)
+    assert left(cache) == [FILE, f'{FILE}.sha256']
+
+
+class _Planted:
+    def __reduce__(self):
+        return Path.touch, (Path('planted'),)
+
+
+def test_no_code_of_the_file_runs(given, cache, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('MMDAT_WEIGHTS', str(tmp_path))
+    official = torch.load(given / FILE)['model']
+    torch.save(dict(model=official, config=_Planted()), tmp_path / FILE)
+    DAT.from_pretrained('tiny')
+    assert not Path('planted').exists()
+    torch.load(tmp_path / FILE, weights_only=False)
+    assert Path('planted').exists()
+
+
+@pytest.mark.parametrize(
+    'name, found',
+    [
+        ('dat_t_in1k', 'dat_t_in1k'),
+        ('mmdat://datpp_b_in1k_384', 'datpp_b_in1k_384'),
+        ('tiny', 'dat_t_in1k'),
+        ('base', 'dat_b_in1k'),
+        ('base++', 'datpp_b_in1k'),
+    ],
+)
+def test_names_and_architectures(name, found):
+    assert find_weights(name).name == found
+
+
+def test_every_published_file_has_a_name():
+    assert len(list_weights()) == len(set(list_weights())) == 20
+    assert len({find_weights(name).page for name in list_weights()}) == 20
+    assert len({find_weights(name).file for name in list_weights()}) == 20
+
+
+# --- wherever MMEngine takes a checkpoint ----------------------------------------------------------
+
+
+def test_init_cfg_takes_a_name(given):
+    model = DAT('tiny', in_channels=1, init_cfg=dict(type='Pretrained', checkpoint='mmdat://dat_t_in1k'))
+    model.init_weights()
+    unchanged = {key: value for key, value in values_of(given, 'tiny').items() if key[:4] not in ('stem', 'norm')}
+    assert holds(model, unchanged)
+
+
+OTHER_PROJECT = """
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader, load_checkpoint
+
+paths = ['a.pth', 'http://a/a.pth', 'https://a/a.pth', 'torchvision://resnet50', 's3://a']
+before = [CheckpointLoader._get_checkpoint_loader(path) for path in paths]
+cfg = Config.fromfile('config.py')
+init_default_scope('mmpretrain')
+model = MODELS.build(cfg.model)  # the first that MMEngine hears of mmdat
+assert [CheckpointLoader._get_checkpoint_loader(path) for path in paths] == before
+
+load_checkpoint(model, 'mmdat://dat_t_in1k')
+official = torch.load('given/dat_tiny_in1k_224.pth')['model']
+assert torch.equal(model.head.fc.weight, official['cls_head.weight'].float())
+assert torch.equal(model.backbone.norm3.weight, official['cls_norm.norm.weight'].float())
+assert torch.equal(model.backbone.stem[0].weight, official['patch_proj.0.weight'].float())
+print('loaded')
+"""
+
+
+def test_a_config_of_another_project_takes_a_name(given, tmp_path):
+    """And what MMEngine loaded other checkpoints by is not replaced."""
+    (tmp_path / 'given').symlink_to(given)
+    (tmp_path / 'config.py').write_text(
+        "model = dict(type='mmpretrain.ImageClassifier', "
+        "backbone=dict(type='mmdat.DAT', arch='tiny', out_indices=(3,)), "
+        "neck=dict(type='mmpretrain.GlobalAveragePooling'), "
+        "head=dict(type='mmpretrain.LinearClsHead', num_classes=1000, in_channels=768))"
+    )
+    done = subprocess.run([sys.executable, '-c', OTHER_PROJECT], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1:] == ['loaded'], done.stderr
