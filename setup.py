@@ -19,7 +19,7 @@ def requirements(name: str) -> list:
 class BuildWithMim(build_py):
     """Put configs, tools and the model index below mmdat/.mim, where `mim` looks for them.
 
-    An editable installation links to them, a wheel holds copies; so too for what mmdat.configs shares with configs/.
+    An editable installation links to them, a wheel holds copies.
     """
 
     def run(self):
@@ -35,10 +35,6 @@ class BuildWithMim(build_py):
                 shutil.copytree(source, mim / source.name, ignore=shutil.ignore_patterns('__pycache__'))
             else:
                 shutil.copy(source, mim)
-        if not editable:  # in the checkout a link
-            recipes = Path(self.build_lib) / 'mmdat' / 'configs' / '_base_'
-            shutil.rmtree(recipes, ignore_errors=True)
-            shutil.copytree(ROOT / 'configs' / '_base_', recipes, ignore=shutil.ignore_patterns('__pycache__'))
 
 
 setup(

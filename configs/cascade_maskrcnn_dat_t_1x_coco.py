@@ -6,4 +6,4 @@ _base_ = [
     '_base_/default_runtime/mmdet.py',
 ]
 
-model = dict(backbone=dict(arch=_base_.arch, drop_path_rate=0.1), neck=dict(in_channels=_base_.channels))
+model = dict(backbone=dict(arch=_base_.arch, drop_path_rate=0.0), neck=dict(in_channels=_base_.channels))

@@ -1,7 +1,7 @@
 _base_ = [
     '_base_/backbones/datpp_t.py',
     '_base_/models/cascade_mask_rcnn.py',
-    '_base_/datasets/coco_instance_ms.py',
+    '_base_/datasets/coco_instance.py',
     '_base_/schedules/coco_3x.py',
     '_base_/default_runtime/mmdet.py',
 ]

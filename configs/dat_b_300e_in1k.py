@@ -9,8 +9,6 @@ _base_ = [
 model = dict(backbone=dict(arch=_base_.arch, drop_path_rate=0.5), head=dict(in_channels=_base_.channels[-1]))
 
 optim_wrapper = dict(optimizer=dict(lr=8e-4), clip_grad=dict(max_norm=1.0))
-warmup_epochs = 50
 param_scheduler = [
-    dict(_base_.param_scheduler[0], end=warmup_epochs),
-    dict(_base_.param_scheduler[1], begin=warmup_epochs, eta_min_ratio=0.0125),
+    dict(_base_.param_scheduler[0], warmup=50 / _base_.max_epochs, warmup_ratio=0.00125, eta_min_ratio=0.0125)
 ]

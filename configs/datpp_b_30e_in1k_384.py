@@ -3,14 +3,13 @@
 _base_ = [
     '_base_/backbones/datpp_b.py',
     '_base_/models/classifier.py',
-    '_base_/datasets/imagenet_384.py',
+    '_base_/datasets/imagenet_384_no_crop.py',
     '_base_/schedules/imagenet_30e.py',
     '_base_/default_runtime/mmpretrain.py',
 ]
 
-model = dict(
-    backbone=dict(arch=_base_.arch, img_size=384, drop_path_rate=0.6), head=dict(in_channels=_base_.channels[-1])
-)
+# The position-bias tables keep their size for 224x224 (img_size), as in the authors' run.
+model = dict(backbone=dict(arch=_base_.arch, drop_path_rate=0.6), head=dict(in_channels=_base_.channels[-1]))
 
 optim_wrapper = dict(optimizer=dict(lr=2e-5))
 param_scheduler = [

@@ -2,7 +2,7 @@
 _base_ = [
     '_base_/backbones/datpp_b.py',
     '_base_/models/mask2former_semantic.py',
-    '_base_/datasets/ade20k_short_side.py',
+    '_base_/datasets/ade20k_640.py',
     '_base_/schedules/ade20k_160k_mask2former.py',
     '_base_/default_runtime/mmseg.py',
 ]

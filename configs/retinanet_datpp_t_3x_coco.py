@@ -1,7 +1,7 @@
 _base_ = [
     '_base_/backbones/datpp_t.py',
     '_base_/models/retinanet.py',
-    '_base_/datasets/coco_detection_ms.py',
+    '_base_/datasets/coco_detection.py',
     '_base_/schedules/coco_3x_retinanet.py',
     '_base_/default_runtime/mmdet.py',
 ]

@@ -23,14 +23,18 @@ Written by `dev/model_zoo.py` from `configs/metafiles/`; change those.
 trained or tested the config with this project.
 
 **Parameters** and **multiply-adds** are counted by `tools/get_flops.py` on what the configs build, for an image of the
-stated size (height x width); the paper's figure, where it gives one, is behind the slash. The papers' figures at
-ImageNet sizes agree with ours to 0.1 G. Their figures for detectors come from counters that hook modules and miss
+stated size (height x width); the paper's figure, where it gives one, is behind the slash. A figure with a star is
+second-hand: quoted elsewhere as the paper's, and not checked against its table. The papers' figures at ImageNet sizes
+agree with ours to 0.1 G. Their figures for detectors and segmentors come from counters that hook modules and miss
 products of attention: 253 G for RetinaNet DAT-T, where we count 285.8 G, 43.3 G of them products and sampling; which
 part of these theirs have is not known. The products grow with the square of the number of pixels in deformable
-attention.
-Two-stage detectors are counted with 1000 proposals
-and, for masks, 100 boxes. Of the published sizes of DAT's whole models all agree with ours but one, Semantic FPN DAT-B
-(91.35 M here, 92 M in the paper), for which we found no reason.
+attention. Two-stage detectors are counted with 1000 proposals and, for masks, 100 boxes.
+
+All of the published sizes of DAT's whole models agree with ours but one: Semantic FPN DAT-B has 91.35 M here and 92 M
+in the paper. The likely reason is that the authors' Semantic FPN had position-bias tables for 384-pixel images. With
+those, all three sizes are the paper's at once (31.99, 53.47 and 91.58 M for 32, 53 and 92 M), while UperNet's 60, 81
+and 121 M need the tables for 224 pixels. This is no proof: the segmentation code of DAT was not released, and the
+released classification code makes tables for the size of its maps.
 """
 
 
@@ -83,10 +87,12 @@ def published(model: dict[str, Any]) -> dict[str, float]:
 
 
 def beside_paper(metadata: dict[str, Any], name: str, unit: float, digits: str) -> str:
-    """Our count and, behind a slash, the paper's."""
+    """Our count and, behind a slash, the paper's; with a star if it is second-hand."""
     text = format(metadata[name] / unit, digits)
-    paper = metadata.get(f'{name} (paper)')
-    return text if paper is None else f'{text} / {paper / unit:g}'
+    for key, mark in ((f'{name} (paper)', ''), (f'{name} (paper, second-hand)', '*')):
+        if key in metadata:
+            text += f' / {metadata[key] / unit:g}{mark}'
+    return text
 
 
 def main() -> None:

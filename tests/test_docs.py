@@ -124,7 +124,13 @@ def public() -> dict:
         for name in getattr(module, '__all__', [])
     }
     registries = importlib.import_module('mmdat.registry')
-    for registry in (registries.MODELS, registries.HOOKS, registries.DATASETS, registries.OPTIM_WRAPPER_CONSTRUCTORS):
+    for registry in (
+        registries.MODELS,
+        registries.HOOKS,
+        registries.DATASETS,
+        registries.OPTIM_WRAPPER_CONSTRUCTORS,
+        registries.PARAM_SCHEDULERS,
+    ):
         registry.import_from_location()
         found.update({f"type='mmdat.{name}'": value for name, value in registry.module_dict.items()})
     return found

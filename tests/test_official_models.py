@@ -46,42 +46,52 @@ def mask_head(name):
     return convs(*numbered(f'{name}.convs', 4)) | layers(f'{name}.upsample', f'{name}.conv_logits')
 
 
+RETINANET = convs(*numbered('bbox_head.cls_convs', 4), *numbered('bbox_head.reg_convs', 4)) | layers(
+    'bbox_head.retina_cls', 'bbox_head.retina_reg'
+)
 RPN = layers('rpn_head.rpn_conv', 'rpn_head.rpn_cls', 'rpn_head.rpn_reg')
-CASCADE = set()
+MASK_RCNN = (
+    RPN
+    | layers(*numbered('roi_head.bbox_head.shared_fcs', 2), 'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg')
+    | mask_head('roi_head.mask_head')
+)
+CASCADE = set(RPN)
 for stage in range(3):
     head = f'roi_head.bbox_head.{stage}'
     CASCADE |= bn_convs(*numbered(f'{head}.shared_convs', 4))
     CASCADE |= layers(f'{head}.shared_fcs.0', f'{head}.fc_cls', f'{head}.fc_reg')
     CASCADE |= mask_head(f'roi_head.mask_head.{stage}')
 
-# Neck and heads of each family.
-FAMILIES = {
-    'retinanet_{}_t_1x_coco': fpn(3, 5)
-    | convs(*numbered('bbox_head.cls_convs', 4), *numbered('bbox_head.reg_convs', 4))
-    | layers('bbox_head.retina_cls', 'bbox_head.retina_reg'),
-    'maskrcnn_{}_t_1x_coco': fpn(4, 4)
-    | RPN
-    | layers(*numbered('roi_head.bbox_head.shared_fcs', 2), 'roi_head.bbox_head.fc_cls', 'roi_head.bbox_head.fc_reg')
-    | mask_head('roi_head.mask_head'),
-    'cascade_maskrcnn_{}_t_1x_coco': fpn(4, 4) | RPN | CASCADE,
-    'semfpn_{}_t_*_ade20k': fpn(4, 4)
-    | layers('decode_head.conv_seg')
-    | bn_convs(*(f'decode_head.scale_heads.{i}' for i in ('0.0', '1.0', '2.0', '2.2', '3.0', '3.2', '3.4'))),
-    'upernet_{}_t_160k_ade20k': layers('decode_head.conv_seg', 'auxiliary_head.conv_seg')
-    | bn_convs(
-        *(f'decode_head.psp_modules.{i}.1' for i in range(4)),
-        *numbered('decode_head.lateral_convs', 3),
-        *numbered('decode_head.fpn_convs', 3),
-        'decode_head.bottleneck',
-        'decode_head.fpn_bottleneck',
-        'auxiliary_head.convs.0',
-    ),
+SEMANTIC_FPN = layers('decode_head.conv_seg') | bn_convs(
+    *(f'decode_head.scale_heads.{i}' for i in ('0.0', '1.0', '2.0', '2.2', '3.0', '3.2', '3.4'))
+)
+UPERNET = layers('decode_head.conv_seg', 'auxiliary_head.conv_seg') | bn_convs(
+    *(f'decode_head.psp_modules.{i}.1' for i in range(4)),
+    *numbered('decode_head.lateral_convs', 3),
+    *numbered('decode_head.fpn_convs', 3),
+    'decode_head.bottleneck',
+    'decode_head.fpn_bottleneck',
+    'auxiliary_head.convs.0',
+)
+
+# Neck and heads of a config of each family.
+CONFIGS = {
+    'retinanet_dat_t_1x_coco': fpn(3, 5) | RETINANET,
+    'retinanet_datpp_t_1x_coco': fpn(3, 5) | RETINANET,
+    # The fifth level: a max pooling in DAT's, a trained convolution in DAT++'s.
+    'maskrcnn_dat_t_1x_coco': fpn(4, 4) | MASK_RCNN,
+    'maskrcnn_datpp_t_1x_coco': fpn(4, 5) | MASK_RCNN,
+    'cascade_maskrcnn_dat_t_1x_coco': fpn(4, 4) | CASCADE,
+    'cascade_maskrcnn_datpp_t_1x_coco': fpn(4, 4) | CASCADE,
+    'semfpn_dat_t_80k_ade20k': fpn(4, 4) | SEMANTIC_FPN,
+    'semfpn_datpp_t_40k_ade20k': fpn(4, 4) | SEMANTIC_FPN,
+    'upernet_dat_t_160k_ade20k': UPERNET,
+    'upernet_datpp_t_160k_ade20k': UPERNET,
 }
 
 
 def build(name, device):
-    (path,) = ROOT.glob(f'{name}.py')
-    config = Config.fromfile(path)
+    config = Config.fromfile(ROOT / f'{name}.py')
     importlib.import_module(f'{config.default_scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(config.default_scope)
     with torch.device(device):
@@ -105,24 +115,27 @@ def official_file(model, heads):
     return {'meta': {'epoch': 12, 'iter': 7330, 'mmdet_version': '2.25.1'}, 'state_dict': entries}
 
 
-@pytest.mark.parametrize('generation', ['dat', 'datpp'])
-@pytest.mark.parametrize('family', sorted(FAMILIES))
-def test_nothing_is_missing_or_unexpected(family, generation):
-    model = build(family.format(generation), 'meta')
-    entries = official_file(model, FAMILIES[family])['state_dict']
+@pytest.mark.parametrize('name', sorted(CONFIGS))
+def test_nothing_is_missing_or_unexpected(name):
+    model = build(name, 'meta')
+    entries = official_file(model, CONFIGS[name])['state_dict']
     assert any('.attns.' in key for key in entries)
     model.load_state_dict(entries, strict=True)  # raises otherwise
 
 
-@pytest.mark.parametrize(
-    'family, generation', [('retinanet_{}_t_1x_coco', 'dat'), ('upernet_{}_t_160k_ade20k', 'datpp')]
-)
-def test_every_value_arrives(family, generation, tmp_path):
-    source = build(family.format(generation), 'cpu')
+def test_trained_fifth_level_reads_the_last_stage():
+    model = build('maskrcnn_datpp_t_1x_coco', 'meta')
+    assert model.neck.fpn_convs[4].conv.weight.shape == (256, 512, 3, 3)
+    assert model.neck.fpn_convs[4].conv.stride == (2, 2)
+
+
+@pytest.mark.parametrize('name', ['retinanet_dat_t_1x_coco', 'upernet_datpp_t_160k_ade20k'])
+def test_every_value_arrives(name, tmp_path):
+    source = build(name, 'cpu')
     for i, value in enumerate(source.state_dict().values()):
         value.fill_(i)  # cheap, and different everywhere
-    torch.save(official_file(source, FAMILIES[family]), tmp_path / 'official.pth')
-    target = build(family.format(generation), 'cpu')
+    torch.save(official_file(source, CONFIGS[name]), tmp_path / 'official.pth')
+    target = build(name, 'cpu')
     load_checkpoint(target, str(tmp_path / 'official.pth'), map_location='cpu', strict=True)
     for (key, value), expected in zip(target.state_dict().items(), source.state_dict().values()):
         assert torch.equal(value, expected), key

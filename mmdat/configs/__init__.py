@@ -1,4 +1,5 @@
-"""Parts of the recipes for Python-style configs of other projects: ``with read_base(): from mmdat.configs...``.
+"""Parts for Python-style configs of other projects: backbones and the optimizer of the papers.
 
-The text-style configs of this project are in configs/; docs/other_projects.md shows how to use either.
+``with read_base(): from mmdat.configs.backbones import ...``; docs/other_projects.md shows it. Whole recipes are the
+text-style configs in configs/.
 """

@@ -1,11 +1,13 @@
-# COCO 2017, boxes, at 1333x800.
+# COCO 2017, boxes: trained at several scales, tested at 1333x800.
+_base_ = 'multi_scale.py'
+
 data_root = 'data/coco/'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
+    _base_.multi_scale,
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

@@ -1,5 +1,5 @@
 # COCO 2017, boxes, as DINO trains: the long side is free before the crop, and images without objects stay.
-_base_ = ['coco_detection.py', 'multi_scale.py']
+_base_ = 'coco_detection.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),

@@ -1,11 +1,11 @@
-# COCO 2017, boxes and masks, at 1333x800.
+# COCO 2017, boxes and masks: trained at several scales, tested at 1333x800.
 _base_ = 'coco_detection.py'
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(1333, 800), keep_ratio=True),
     dict(type='RandomFlip', prob=0.5),
+    _base_.multi_scale,
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [

@@ -1,4 +1,4 @@
-# ImageNet-1K at 384x384; tested on whole images, squeezed to a square.
+# ImageNet-1K at 384x384; tested on the middle of squeezed images, as at 224x224.
 _base_ = 'imagenet_224.py'
 
 train_pipeline = [
@@ -8,7 +8,9 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='Resize', scale=(384, 384), backend='pillow', interpolation='bicubic'),
+    # 256 / 224 * 384, rounded down.
+    dict(type='Resize', scale=(438, 438), backend='pillow', interpolation='bicubic'),
+    dict(type='CenterCrop', crop_size=384),
     dict(type='PackInputs'),
 ]
 

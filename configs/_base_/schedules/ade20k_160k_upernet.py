@@ -1,12 +1,13 @@
-_base_ = 'adamw.py'
+_base_ = 'adamw_segmentation.py'
 
 optim_wrapper = dict(optimizer=dict(lr=6e-5, weight_decay=0.01))
 
 max_iters = 160000
 warmup_iters = 1500
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters),
-    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=warmup_iters, end=max_iters),
+    # Both count from 0: the warm-up is laid over the decay. MMEngine reaches the last value in iteration end - 1.
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=False, begin=0, end=warmup_iters + 1),
+    dict(type='PolyLR', power=1.0, eta_min=0.0, by_epoch=False, begin=0, end=max_iters + 1),
 ]
 
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=max_iters, val_interval=16000)

@@ -6,18 +6,18 @@ optim_wrapper = dict(
 )
 
 max_epochs = 300
-warmup_epochs = 20
 param_scheduler = [
-    dict(type='LinearLR', start_factor=1e-3, by_epoch=True, begin=0, end=warmup_epochs, convert_to_iter_based=True),
-    # The end, 1e-5, is given as a ratio so that it follows --auto-scale-lr.
+    # The start and the end are given as ratios so that they follow --auto-scale-lr.
     dict(
-        type='CosineAnnealingLR',
+        type='mmdat.WarmupCosineLR',
+        warmup=20 / max_epochs,
+        warmup_ratio=1e-3,
         eta_min_ratio=0.01,
         by_epoch=True,
-        begin=warmup_epochs,
+        begin=0,
         end=max_epochs,
         convert_to_iter_based=True,
-    ),
+    )
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=max_epochs, val_interval=1)
