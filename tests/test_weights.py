@@ -16,10 +16,10 @@ from small_runs import in_processes
 from weights_server import serving
 
 from mmdat import DAT, list_weights
+from mmdat.checkpoints.pretrained import load_pretrained
 from mmdat.checkpoints.reading import load_weights
 from mmdat.errors import CheckpointError
 from mmdat.models.checkpoint import adapt_input, convert_official
-from mmdat.models.pretrained import load_pretrained
 from mmdat.weights import fetch, find_weights
 
 FILE = 'dat_tiny_in1k_224.pth'

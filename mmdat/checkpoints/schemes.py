@@ -25,7 +25,7 @@ def read_checkpoint(path: str) -> dict[str, Any]:
 
 def load_from_mmdat(filename: str, map_location: Any = None) -> dict[str, Any]:
     """MMEngine's loader of ``mmdat://NAME``; the weights are on the CPU."""
-    from mmdat.models.pretrained import load_pretrained  # which reads files by this package
+    from .pretrained import load_pretrained  # models register themselves where this module is imported
 
     return load_pretrained(filename)
 

@@ -146,7 +146,7 @@ class DAT(BaseModule):
         Raises:
             CheckpointError: If the name is unknown, or there is no way to the file; says what to do by hand.
         """
-        from .pretrained import build_pretrained  # which builds on this module
+        from mmdat.checkpoints.pretrained import build_pretrained  # which builds on the models
 
         return build_pretrained(cls, name, **kwargs)
 

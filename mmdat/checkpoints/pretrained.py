@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from mmdat.checkpoints.reading import load_weights
 from mmdat.errors import CheckpointError
+from mmdat.models.checkpoint import Signature, StateDict, backbone_entries, convert_model
 from mmdat.weights import Weights, fetch, find_weights
 
-from .checkpoint import Signature, StateDict, backbone_entries, convert_model
+from .reading import load_weights
 
 _WEB_PAGE = (b'<!doctype', b'<html', b'<?xml')
 
