@@ -1,5 +1,6 @@
 """DAT and DAT++, Vision Transformers with Deformable Attention, for OpenMMLab."""
 
+from .extraction import features
 from .models import (
     DAT,
     DeformableAttention,
@@ -18,6 +19,7 @@ __all__ = [
     'ShiftedWindowAttention',
     'WindowAttention',
     '__version__',
+    'features',
     'list_weights',
     'record_sampling',
 ]

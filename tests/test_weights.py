@@ -9,12 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from official_layout import to_official
 from small_runs import in_processes
 from weights_server import serving
 
+import mmdat
 from mmdat import DAT, list_weights
 from mmdat.checkpoints.pretrained import load_pretrained
 from mmdat.checkpoints.reading import load_weights
@@ -262,6 +264,16 @@ def test_first_convolutions_for_more_channels(channels, dtype):
     expected = torch.stack([weight[:, i % 3].float() for i in range(channels)], 1) * 3 / channels
     assert torch.equal(adapt_input(weight, 3), weight)
     torch.testing.assert_close(adapt_input(weight, channels), expected)
+
+
+def test_features_by_name(given, tmp_path):
+    """As the classifier's pipeline prepares images, and as its head gets them."""
+    image = np.random.RandomState(0).randint(0, 256, (40, 70, 3), np.uint8)
+    found = mmdat.features('tiny', image)
+    assert [tuple(stage.shape) for stage in found.maps] == [(1, 96 * 2**i, 56 // 2**i, 56 // 2**i) for i in range(4)]
+    model = DAT.from_pretrained('tiny', out_indices=(3,))
+    assert model.pretrained is find_weights('dat_t_in1k')
+    torch.testing.assert_close(mmdat.features(model, image), found)
 
 
 def test_unknown_names_and_arguments_are_refused_before_anything_is_fetched(cache):

@@ -60,4 +60,5 @@ def build_pretrained(cls: type, name: str, **kwargs: Any) -> Any:
     missing = [key for key in missing if not key.startswith('norm')]
     if missing:
         raise CheckpointError(f'the weights {weights.name} lack {missing[0]}: leave out the argument that asks for it')
+    model.pretrained = weights
     return model

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from mmdat.registry import MODELS
+from mmdat.weights import Weights
 
 from .arch import NUM_STAGES, Arch, get_arch
 from .checkpoint import adapt_state_dict
@@ -58,6 +59,8 @@ class DAT(BaseModule):
         out_strides: Input pixels per pixel of each returned map.
         feature_channels: Channels of all four stages, whichever are returned.
 
+        pretrained: What :meth:`from_pretrained` has loaded, as :class:`mmdat.weights.Weights`; or None.
+
     Raises:
         ValueError: For an arch that makes no network or an argument out of range, naming the value.
     """
@@ -101,6 +104,7 @@ class DAT(BaseModule):
             if not 0 <= rate < 1:
                 raise ValueError(f'{name} must be at least 0 and less than 1, got {rate}')
         self.arch = arch
+        self.pretrained: Optional[Weights] = None
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.feature_channels = tuple(arch.dims)
