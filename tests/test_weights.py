@@ -1,6 +1,7 @@
 """Weights by name: fetching them from a server that fails in every way, and loading them wherever one loads weights."""
 
 import hashlib
+import re
 import resource
 import shutil
 import socket
@@ -12,18 +13,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import NANO
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmpretrain.utils import register_all_modules
 from official_layout import to_official
+from PIL import Image
 from small_runs import in_processes
 from weights_server import serving
 
 import mmdat
 from mmdat import DAT, list_weights
+from mmdat.apis import network_input
 from mmdat.checkpoints.pretrained import load_pretrained
 from mmdat.checkpoints.reading import load_weights
 from mmdat.errors import CheckpointError
 from mmdat.models.checkpoint import adapt_input, convert_official
 from mmdat.weights import fetch, find_weights
 
+ROOT = Path(__file__).parents[1]
 FILE = 'dat_tiny_in1k_224.pth'
 
 
@@ -343,6 +351,37 @@ def test_no_code_of_the_file_runs(given, cache, tmp_path, monkeypatch):
 )
 def test_names_and_architectures(name, found):
     assert find_weights(name).name == found
+
+
+@pytest.mark.parametrize('name', list_weights())
+def test_the_table_says_what_the_configs_say(name):
+    weights = find_weights(name)
+    backbone = Config.fromfile(ROOT / f'configs/{weights.config}.py').model.backbone
+    assert (weights.arch, weights.img_size, weights.window_size) == (
+        backbone.arch,
+        backbone.get('img_size', 224),
+        backbone.get('window_size', 7),
+    )
+    same = (name == weights.config) if not weights.is_classifier else (re.sub('_[0-9]+e_', '_', weights.config) == name)
+    assert same, 'names follow the configs'
+
+
+@pytest.mark.parametrize('name', [name for name in list_weights() if find_weights(name).is_classifier])
+def test_images_are_prepared_as_in_the_config(name, tmp_path):
+    """By mmpretrain's transforms and preprocessor, which give the published accuracy."""
+    weights = find_weights(name)
+    array = np.random.RandomState(0).randint(0, 256, (40, 70, 3), np.uint8)
+    Image.fromarray(array).save(tmp_path / 'a.png')
+    cfg = Config.fromfile(ROOT / f'configs/{weights.config}.py')
+    register_all_modules(init_default_scope=False)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        expected, _ = network_input(cfg, tmp_path / 'a.png', 'dat')
+        backbone = DAT(NANO['dat'], img_size=64).double()
+    backbone.pretrained = weights
+    images = []
+    backbone.stem.register_forward_hook(lambda module, args, output: images.append(args[0]))
+    mmdat.features(backbone, array)
+    torch.testing.assert_close(images[0].float(), expected)
 
 
 def test_every_published_file_has_a_name():
