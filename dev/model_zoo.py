@@ -1,4 +1,4 @@
-"""Write docs/model_zoo.md from the metafiles that model-index.yml names.
+"""Write docs/model_zoo.md from the metafiles that model-index.yml names, and from docs/measurements/reproduced.yml.
 
 python dev/model_zoo.py          write it
 python dev/model_zoo.py --check  fail if it is not what the metafiles say
@@ -13,14 +13,17 @@ import yaml
 
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / 'docs/model_zoo.md'
+#: What dev/reproduce.py has written.
+REPRODUCED = ROOT / 'docs/measurements/reproduced.yml'
 
 HEADER = """# Model zoo
 
 Written by `dev/model_zoo.py` from `configs/metafiles/`; change those.
 
 **Published** results are those of the papers, [DAT](https://arxiv.org/abs/2201.00520) and
-[DAT++](https://arxiv.org/abs/2309.01430), and not of this project. **Reproduced here** is empty until somebody has
-trained or tested the config with this project.
+[DAT++](https://arxiv.org/abs/2309.01430), and not of this project. **Reproduced here** is what the authors' file gave,
+tested with this project by `dev/reproduce.py`; it is empty until somebody who has data and file has run that. Machine,
+date and versions are in `docs/measurements/reproduced.yml`.
 
 **Parameters** and **multiply-adds** are counted by `tools/get_flops.py` on what the configs build, for an image of the
 stated size (height x width); the paper's figure, where it gives one, is behind the slash. A figure with a star is
@@ -57,6 +60,7 @@ def build() -> str:
 
 def table(models: list[dict[str, Any]]) -> str:
     metrics = []
+    rows_here = yaml.safe_load(REPRODUCED.read_text())
     for model in models:
         metrics += [metric for metric in published(model) if metric not in metrics]
     head = ['config', 'parameters (M)', 'multiply-adds (G)', 'image', *metrics, 'reproduced here']
@@ -71,7 +75,7 @@ def table(models: list[dict[str, Any]]) -> str:
                 beside_paper(metadata, 'FLOPs', 1e9, '.1f'),
                 metadata['FLOPs Input Size'],
                 *(str(values.get(metric, '–')) for metric in metrics),
-                '',
+                reproduced(rows_here.get(model['Name'], {})),
             ]
         )
     return '\n'.join('| ' + ' | '.join(row) + ' |' for row in rows) + '\n'
@@ -84,6 +88,11 @@ def published(model: dict[str, Any]) -> dict[str, float]:
         for result in model.get('Results', [])
         for metric, value in result['Metrics'].items()
     }
+
+
+def reproduced(results: dict[str, dict[str, Any]]) -> str:
+    """What was measured here, such as ``box AP 46.8, mask AP 43.7``."""
+    return ', '.join(f'{metric} {facts["result"]:.2f}' for metric, facts in results.items())
 
 
 def beside_paper(metadata: dict[str, Any], name: str, unit: float, digits: str) -> str:

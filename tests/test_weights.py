@@ -384,6 +384,11 @@ def test_images_are_prepared_as_in_the_config(name, tmp_path):
     torch.testing.assert_close(images[0].float(), expected)
 
 
+def test_the_documented_table_is_this_one():
+    done = subprocess.run([sys.executable, ROOT / 'dev/weights_table.py', '--check'], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_published_file_has_a_name():
     assert len(list_weights()) == len(set(list_weights())) == 20
     assert len({find_weights(name).page for name in list_weights()}) == 20
