@@ -16,10 +16,12 @@ import torch
 from conftest import NANO
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from mmengine.runner import load_checkpoint
 from mmpretrain.utils import register_all_modules
 from official_layout import to_official
 from PIL import Image
 from small_runs import in_processes
+from test_official_models import CONFIGS, build, official_file
 from weights_server import serving
 
 import mmdat
@@ -27,6 +29,8 @@ from mmdat import DAT, list_weights
 from mmdat.apis import network_input
 from mmdat.checkpoints.pretrained import load_pretrained
 from mmdat.checkpoints.reading import load_weights
+from mmdat.checkpoints.without_code import reading_without_code
+from mmdat.checkpoints.writing import save_weights
 from mmdat.errors import CheckpointError
 from mmdat.models.checkpoint import adapt_input, convert_official
 from mmdat.weights import fetch, find_weights
@@ -438,3 +442,90 @@ def test_a_config_of_another_project_takes_a_name(given, tmp_path):
     )
     done = subprocess.run([sys.executable, '-c', OTHER_PROJECT], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.splitlines()[-1:] == ['loaded'], done.stderr
+
+
+# --- safetensors -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both_formats(nano, tmp_path):
+    """A model's weights in both formats, and the model."""
+    pytest.importorskip('safetensors')
+    model = DAT(nano, img_size=64)
+    weights = {f'backbone.{key}': value for key, value in model.state_dict().items()}
+    for name in ('a.pth', 'a.safetensors'):
+        save_weights(tmp_path / name, weights, dict(mmdat_version='x'))
+    return model
+
+
+def test_both_formats_hold_the_same(both_formats, tmp_path):
+    pth, safe = (load_weights(tmp_path / name) for name in ('a.pth', 'a.safetensors'))
+    assert pth['state_dict'].keys() == safe['state_dict'].keys()
+    assert all(torch.equal(value, safe['state_dict'][key]) for key, value in pth['state_dict'].items())
+    assert pth['meta']['mmdat_version'] == safe['meta']['mmdat_version'] == 'x'
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
+def test_both_formats_load_by_every_way_of_mmengine(name, both_formats, nano, tmp_path):
+    path = str(tmp_path / name)
+    by_init_cfg = DAT(nano, img_size=64, init_cfg=dict(type='Pretrained', checkpoint=path))
+    by_init_cfg.init_weights()
+    by_load_checkpoint = DAT(nano, img_size=64)
+    load_checkpoint(by_load_checkpoint, path)
+    with reading_without_code():
+        restricted = DAT(nano, img_size=64)
+        load_checkpoint(restricted, path)
+    for model in (by_init_cfg, by_load_checkpoint, restricted):
+        assert holds(model, both_formats.state_dict())
+
+
+def test_weights_that_share_memory_or_are_views_are_written(tmp_path):
+    pytest.importorskip('safetensors')
+    base = torch.randn(3, 4)
+    save_weights(tmp_path / 'a.safetensors', dict(a=base, b=base, c=base.t()), {})
+    read = load_weights(tmp_path / 'a.safetensors')['state_dict']
+    assert torch.equal(read['a'], base) and torch.equal(read['b'], base) and torch.equal(read['c'], base.t())
+
+
+@pytest.mark.parametrize('name', ['a.pth', 'a.safetensors'])
+def test_files_are_written_whole_or_not_at_all(name, tmp_path):
+    pytest.importorskip('safetensors')
+    (tmp_path / name).write_text('precious')
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+    try:
+        with pytest.raises(CheckpointError, match=f'{tmp_path / name} cannot be written .*: free some space'):
+            save_weights(tmp_path / name, dict(a=torch.randn(1 << 20)), {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / name).read_text() == 'precious' and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_damaged_file_of_safetensors(tmp_path):
+    pytest.importorskip('safetensors')
+    (tmp_path / 'a.safetensors').write_bytes(b'12345678 and more')
+    with pytest.raises(CheckpointError, match='a.safetensors is not a readable safetensors file'):
+        load_weights(tmp_path / 'a.safetensors')
+
+
+def test_without_the_package_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'safetensors', None)  # which makes Python refuse to import it
+    (tmp_path / 'a.safetensors').touch()
+    with pytest.raises(CheckpointError, match='reading .*a.safetensors needs .* pip install safetensors'):
+        load_weights(tmp_path / 'a.safetensors')
+    with pytest.raises(CheckpointError, match='writing .*b.safetensors needs .* pip install safetensors'):
+        save_weights(tmp_path / 'b.safetensors', {}, {})
+
+
+# --- whole detectors -------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['retinanet_datpp_t_1x_coco', 'maskrcnn_datpp_t_1x_coco'])
+def test_whole_detectors_load_strictly_by_name(name, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv('MMDAT_WEIGHTS', str(tmp_path))
+    released = build(name, 'cpu').half()
+    torch.save(official_file(released, CONFIGS[name]), tmp_path / f'{name}.pth')
+    model = build(name, 'cpu')
+    load_checkpoint(model, f'mmdat://{name}', strict=True)
+    assert holds(model, {key: value.float() for key, value in released.state_dict().items()})
