@@ -256,7 +256,7 @@ def test_positions_far_outside(cases):
         pairs = []
         for impl in ('fast', 'naive'):
             axes = [torch.linspace(-1, 1, n, dtype=torch.float64) for n in size]
-            bias = TableBias(table, position, *axes, even=even)
+            bias = TableBias(table, position, *axes, evenly_spaced=even)
             out = deformable_attention(query, key, value, 4, bias, impl=impl)
             pairs.append(([out.detach()], torch.autograd.grad(out.square().sum(), inputs)))
         assert_same(*pairs, 'float64')

@@ -66,7 +66,9 @@ def table_attention(heads, even=True, **kwargs):
 
     def attend(query, key, value, table, position):
         axes = [axis(n, position.dtype).to(query.device) for n in query.shape[2:]]
-        return deformable_attention(query, key, value, heads, TableBias(table, position, *axes, even=even), **kwargs)
+        return deformable_attention(
+            query, key, value, heads, TableBias(table, position, *axes, evenly_spaced=even), **kwargs
+        )
 
     return attend
 
@@ -232,7 +234,7 @@ def other_bias(kind, heads, groups, size, key_size, dtype=DOUBLE):
 def test_deformable_attention_with_other_biases(kind):
     inputs = attention_inputs(2, 4, 2, (7, 5), (3, 4), (1, 1))[:3]
     bias = other_bias(kind, 4, 2, (7, 5), (3, 4))
-    parts = [x for x in bias or () if isinstance(x, torch.Tensor) and x.requires_grad]
+    parts = [x for x in (vars(bias) if bias else {}).values() if isinstance(x, torch.Tensor) and x.requires_grad]
 
     def attend(impl):
         return lambda query, key, value, *_: deformable_attention(
@@ -273,7 +275,7 @@ def test_deformable_attention_holds_memory_linear_in_the_pixels(kind):
 
         def attend(query, key, value, table, position, bias=bias, size=size):
             if kind == 'table':
-                bias = TableBias(table, position, *(axis(n, torch.float32) for n in size), even=True)
+                bias = TableBias(table, position, *(axis(n, torch.float32) for n in size), evenly_spaced=True)
             return deformable_attention(query, key, value, heads, bias, chunk_bytes=2**18)
 
         def keep(x, kept=kept):
@@ -294,7 +296,7 @@ def test_deformable_attention_holds_memory_linear_in_the_pixels(kind):
 
 def test_log_bias_is_a_network_of_log_spaced_displacements():
     bias = other_bias('log', 4, 2, (3, 2), (2, 2))
-    of_some = bias.of(slice(1, 5))
+    of_some = bias.evaluate(slice(1, 5))
     assert of_some.shape == (2, 4, 4, 4)
     for image, head, query, key in itertools.product(*map(range, of_some.shape)):
         displacement = torch.stack([bias.query_y[(1 + query) // 2], bias.query_x[(1 + query) % 2]])
@@ -308,7 +310,7 @@ def test_fixed_bias_of_some_queries_is_that_of_the_resized_table():
     bias = FixedBias(torch.randn(2, 12, 6, dtype=DOUBLE), (7, 5), 9)
     whole = F.interpolate(bias.table[None], size=(35, 9), mode='bilinear', align_corners=True)
     for queries in (slice(11, 24), slice(20, 35), slice(None)):
-        torch.testing.assert_close(bias.of(queries), whole[:, :, queries], rtol=0, atol=1e-12)
+        torch.testing.assert_close(bias.evaluate(queries), whole[:, :, queries], rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize('kind', ['table', 'fixed', 'none'])

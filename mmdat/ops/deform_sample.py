@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_position, sizes_are_numbers
+
 SAMPLERS = ('torch', 'mmcv')
 
 
@@ -12,7 +14,7 @@ def deform_sample(x: Tensor, position: Tensor, sampler: str = 'torch') -> Tensor
 
     Args:
         x: Feature map ``(B, C, H, W)``.
-        position: ``(B, G, Hk, Wk, 2)``, as (y, x) with -1 and 1 the centres of the first and last
+        position: ``(B or 1, G, Hk, Wk, 2)``, as (y, x) with -1 and 1 the centres of the first and last
             pixel (``align_corners=True``); ``G`` divides ``C``. Outside the map is zero.
         sampler: ``'torch'`` for :func:`torch.nn.functional.grid_sample`, ``'mmcv'`` for mmcv's
             multi-scale deformable attention operator with one level and one point, which runs its
@@ -22,8 +24,12 @@ def deform_sample(x: Tensor, position: Tensor, sampler: str = 'torch') -> Tensor
         ``(B, C, Hk, Wk)`` in the dtype of ``x``; the positions are used in their own precision.
 
     Raises:
-        ValueError: If ``sampler`` is unknown or ``G`` does not divide ``C``.
+        ValueError: If ``sampler`` is unknown, or shapes do not go together.
     """
+    if x.dim() != 4:
+        raise ValueError(f'x must be a map (B, C, H, W), got shape {tuple(x.shape)}')
+    if sizes_are_numbers():
+        check_position(position, len(x))
     batch, channels, height, width = x.shape
     groups, key_height, key_width = position.shape[1:4]
     if channels % groups:
@@ -35,6 +41,7 @@ def deform_sample(x: Tensor, position: Tensor, sampler: str = 'torch') -> Tensor
     else:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got '{sampler}'")
     grouped = x.reshape(batch * groups, channels // groups, height, width).to(position.dtype)
+    position = position.expand(batch, -1, -1, -1, -1)
     sampled = sample(grouped, position.flatten(0, 1))  # (B * G, C / G, Hk, Wk), or with Hk * Wk as one
     return sampled.reshape(batch, channels, key_height, key_width).to(x.dtype)
 

@@ -1,13 +1,34 @@
-"""What the fast forms of all operators share."""
+"""Which implementation of an operator runs, and why.
 
-from typing import Any, Optional
+Every operator has a table of its implementations (``IMPLEMENTATIONS`` in its ``interface.py``), which all take the same
+arguments, and a function that chooses one of them, such as :func:`mmdat.ops.choose_deformable_attention`.
+"""
+
+import logging
+from functools import cache
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
-from torch.autograd import Function
 
-#: Ways to compute an operator: the fast form, or the specification it is tested against.
-IMPLEMENTATIONS = ('fast', 'naive')
+from mmdat.compat import is_compiling
+
+#: What a user may ask for: the quickest form for device and size that fits, the specification, or the form that holds
+#: a part of the scores at a time, whatever the size.
+IMPLEMENTATIONS = ('fast', 'naive', 'tiled')
+
+_logger = logging.getLogger('mmdat')
+
+
+class Choice(NamedTuple):
+    """An implementation of an operator, and why it is taken.
+
+    Attributes:
+        implementation: Its name in the operator's table.
+        reason: A clause, such as "it was asked for".
+    """
+
+    implementation: str
+    reason: str
 
 
 def check_implementation(impl: str) -> None:
@@ -16,27 +37,18 @@ def check_implementation(impl: str) -> None:
         raise ValueError(f"impl must be one of {IMPLEMENTATIONS}, got '{impl}'")
 
 
+def log_choice(operator: str, device: torch.device, choice: Choice) -> None:
+    """Log, once in a process, what an operator runs on a kind of device and why, to the logger ``mmdat``."""
+    if not is_compiling():  # a compiler would break its graph here
+        _log_once(operator, device.type, choice)
+
+
+@cache
+def _log_once(operator: str, device: str, choice: Choice) -> None:
+    _logger.info('%s on %s runs its %s form: %s', operator, device, choice.implementation, choice.reason)
+
+
 def no_autocast(device: torch.device) -> torch.autocast:
     """The fast forms choose their precision themselves."""
     # autocast does not know the meta device.
     return torch.autocast('cpu' if device.type == 'meta' else device.type, enabled=False)
-
-
-class RefuseSecondDerivative(Function):
-    """The identity on gradients, for a backward pass that cannot be differentiated.
-
-    ``apply(name, count, *tensors)`` returns the first ``count`` tensors, the gradients; the others are what
-    they were computed from.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, name: str, count: int, *tensors: Optional[Tensor]) -> tuple[Optional[Tensor], ...]:
-        ctx.name = name
-        return tensors[:count]
-
-    @staticmethod
-    def backward(ctx: Any, *_: Optional[Tensor]):
-        raise RuntimeError(
-            f"the fast form of {ctx.name} has no second derivative: use impl='naive' (attn_impl='naive' "
-            'of the backbone)'
-        )

@@ -1,6 +1,6 @@
 """Position biases of deformable attention (DAT, section 3.2; DAT++, section 3.3 and its ablations).
 
-Each kind holds what its bias is computed from and offers ``of(queries)``: the bias of some of the queries
+Each kind holds what its bias is computed from and offers ``evaluate(queries)``: the bias of some of the queries
 (of the flattened map; by default all) to all keys, ``(B or 1, heads, queries, N)`` with ``N = Hk * Wk``.
 So nobody has to hold the bias of all queries at once.
 
@@ -8,16 +8,21 @@ Positions are (y, x), normalised so that -1 and 1 are the borders of the map.
 """
 
 import math
-from typing import NamedTuple, Union
+import warnings
+from dataclasses import InitVar, dataclass, fields
+from typing import Any, Optional, Union
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdat.compat import at_least
+
 ALL = slice(None)
 
 
-class TableBias(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class TableBias:
     """A table read bilinearly at the displacement between query and key, zero outside.
 
     Attributes:
@@ -26,26 +31,33 @@ class TableBias(NamedTuple):
         position: Key positions ``(B, G, Hk, Wk, 2)``; ``G`` divides ``heads``.
         query_y: Row positions of the queries ``(H,)``.
         query_x: Column positions of the queries ``(W,)``.
-        even: Whether the queries are known to be at most ``2 / (H - 1)`` and ``2 / (W - 1)`` apart, as those
+        evenly_spaced: Whether the queries are known to be at most ``2 / (H - 1)`` and ``2 / (W - 1)`` apart, as those
             evenly spaced within the map are: a tile of them then reads a part of the table only.
+        even: The name of ``evenly_spaced`` in mmdat 0.1; deprecated.
     """
 
     table: Tensor
     position: Tensor
     query_y: Tensor
     query_x: Tensor
-    even: bool = False
+    evenly_spaced: bool = False
+    even: InitVar[Optional[bool]] = None
+
+    def __post_init__(self, even: Optional[bool]) -> None:
+        if even is not None:
+            warnings.warn('TableBias(even=...) is now called evenly_spaced', DeprecationWarning, stacklevel=3)
+            object.__setattr__(self, 'evenly_spaced', even)  # as dataclasses themselves fill frozen fields
 
     @property
     def dtype(self) -> torch.dtype:
         return self.position.dtype
 
     @property
-    def numbers(self) -> int:
-        """How many numbers :meth:`of` holds at a time, per query and key of an image."""
+    def numbers_per_pair(self) -> int:
+        """How many numbers :meth:`evaluate` holds at a time, per query and key of an image."""
         return max(self.table.shape[0], 2 * self.position.shape[1])
 
-    def of(self, queries: slice = ALL) -> Tensor:
+    def evaluate(self, queries: slice = ALL) -> Tensor:
         """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
         batch, groups = self.position.shape[:2]
         displacement = _displacement(self, queries) / 2
@@ -54,7 +66,8 @@ class TableBias(NamedTuple):
         return bias.unflatten(0, (batch, groups)).flatten(1, 2)
 
 
-class LogBias(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class LogBias:
     """A small network of the log-spaced displacement, shared by all groups (as in Swin V2).
 
     Attributes:
@@ -78,19 +91,20 @@ class LogBias(NamedTuple):
         return self.position.dtype
 
     @property
-    def numbers(self) -> int:
-        """How many numbers :meth:`of` holds at a time, per query and key of an image."""
+    def numbers_per_pair(self) -> int:
+        """How many numbers :meth:`evaluate` holds at a time, per query and key of an image."""
         return self.position.shape[1] * self.weight1.shape[0]
 
-    def of(self, queries: slice = ALL) -> Tensor:
+    def evaluate(self, queries: slice = ALL) -> Tensor:
         """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
         displacement = _displacement(self, queries) * 4
         displacement = displacement.sign() * torch.log2(displacement.abs() + 1) / math.log2(8)
-        hidden = F.linear(displacement, self.weight1, self.bias1).relu()
-        return F.linear(hidden, self.weight2).movedim(-1, 2).flatten(1, 2)
+        weight1, bias1, weight2 = [x.to(displacement.dtype) for x in (self.weight1, self.bias1, self.weight2)]
+        return F.linear(F.linear(displacement, weight1, bias1).relu(), weight2).movedim(-1, 2).flatten(1, 2)
 
 
-class FixedBias(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class FixedBias:
     """A bias for each pair of query and key, resized bilinearly to other map sizes.
 
     Attributes:
@@ -108,26 +122,35 @@ class FixedBias(NamedTuple):
         return self.table.dtype
 
     @property
-    def numbers(self) -> int:
-        """How many numbers :meth:`of` holds at a time, per query and key of an image."""
+    def numbers_per_pair(self) -> int:
+        """How many numbers :meth:`evaluate` holds at a time, per query and key of an image."""
         return self.table.shape[0]
 
-    def of(self, queries: slice = ALL) -> Tensor:
+    def evaluate(self, queries: slice = ALL) -> Tensor:
         """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
         num_queries = self.query_size[0] * self.query_size[1]
-        if self.table.shape[1:] == (num_queries, self.num_keys):
+        # (A traced program is to be right for other sizes, too: it always resizes.)
+        if not torch.jit.is_tracing() and self.table.shape[1:] == (num_queries, self.num_keys):
             return self.table[None, :, queries]
         # Bilinear interpolation is separable: first the rows of the queries, then all columns.
-        step = (self.table.shape[1] - 1) / max(num_queries - 1, 1)
-        row = torch.arange(num_queries, dtype=self.table.dtype, device=self.table.device)[queries] * step
+        step = (self.table.shape[1] - 1) / at_least(num_queries - 1, 1)
+        dtype = torch.promote_types(self.table.dtype, torch.float32)  # half precision does not tell rows apart
+        row = torch.arange(num_queries, dtype=dtype, device=self.table.device)[queries] * step
         first = row.floor()
         last = self.table.shape[1] - 1
         below, above = [self.table.index_select(1, (first + i).long().clamp(max=last)) for i in (0, 1)]
-        rows = torch.lerp(below, above, (row - first)[:, None])
+        rows = torch.lerp(below, above, (row - first)[:, None].to(self.table.dtype))
+        if not torch.jit.is_tracing() and not self.num_keys:  # interpolate refuses to make nothing
+            return rows[None, ..., :0]
         return F.interpolate(rows, size=self.num_keys, mode='linear', align_corners=True)[None]
 
 
 PositionBias = Union[TableBias, LogBias, FixedBias]
+
+
+def parts(bias: Optional[PositionBias]) -> list[Any]:
+    """The fields of a bias in order, as its class takes them; of None, nothing."""
+    return [] if bias is None else [getattr(bias, field.name) for field in fields(bias)]
 
 
 def _displacement(bias: Union[TableBias, LogBias], queries: slice) -> Tensor:

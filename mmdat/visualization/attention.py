@@ -44,7 +44,7 @@ class LayerAttention:
         ]
         scores = query.transpose(2, 3) @ key * query.shape[2] ** -0.5
         if self.bias is not None:
-            scores = scores + self.bias.of(slice(start * self.query.shape[3], stop * self.query.shape[3]))
+            scores = scores + self.bias.evaluate(slice(start * self.query.shape[3], stop * self.query.shape[3]))
         return scores.softmax(-1)
 
     def chunks(self, chunk_bytes: Optional[int] = None) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdat.compat import at_least
 from mmdat.ops import SAMPLERS, FixedBias, LogBias, TableBias, check_implementation, deform_sample, deformable_attention
 from mmdat.ops.position_bias import PositionBias
 from mmdat.registry import MODELS
@@ -214,8 +215,7 @@ class DeformableAttention(nn.Module):
 
     def _cells(self, size: int) -> int:
         """What the convention divides an axis by; 1 for a single point, which then lies in the centre."""
-        # Not max: the size would be fixed in an exported program.
-        return size if self.convention == 'dat' else torch.sym_max(size - 1, 1)
+        return size if self.convention == 'dat' else at_least(size - 1, 1)
 
     def score_bias(self, query: Tensor, position: Optional[Tensor]) -> Optional[PositionBias]:
         """What is added to the scores of the projected query ``(B, C, H, W)`` at the sampled positions, if anything."""
@@ -226,7 +226,7 @@ class DeformableAttention(nn.Module):
             return FixedBias(self.relative_position_bias_table, (height, width), position[0, 0, ..., 0].numel())
         axes = self.query_axis(height, position), self.query_axis(width, position)
         if self.position_bias == 'table':
-            return TableBias(self.relative_position_bias_table, position, *axes, even=True)
+            return TableBias(self.relative_position_bias_table, position, *axes, evenly_spaced=True)
         hidden, _, out = self.bias_mlp
         return LogBias(hidden.weight, hidden.bias, out.weight, position, *axes)
 

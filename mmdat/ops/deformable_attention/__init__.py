@@ -4,6 +4,6 @@
 ``table_patches.py``), ``chunked.py`` for any other; both in memory linear in the number of pixels.
 """
 
-from .interface import deformable_attention
+from .interface import choose_deformable_attention, deformable_attention
 
-__all__ = ['deformable_attention']
+__all__ = ['choose_deformable_attention', 'deformable_attention']

@@ -1,6 +1,6 @@
-"""The public function."""
+"""The public functions."""
 
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 import torch.nn.functional as F
@@ -9,11 +9,12 @@ from torch import Tensor
 from mmdat.compat import is_compiling
 
 from ..budget import scores_at_a_time
-from ..implementation import check_implementation
+from ..checks import check_bias, check_maps, sizes_are_numbers
+from ..implementation import Choice, check_implementation, log_choice
 from ..position_bias import PositionBias, TableBias
 from .chunked import chunked_deformable_attention
 from .naive import naive_deformable_attention
-from .operator import tiled_deformable_attention
+from .operator import deformable_attention_operator, tiled_deformable_attention
 
 
 def deformable_attention(
@@ -25,43 +26,115 @@ def deformable_attention(
     dropout: float = 0.0,
     impl: str = 'fast',
     chunk_bytes: Optional[int] = None,
+    plain_bytes: Optional[int] = None,
 ) -> Tensor:
     """Multi-head attention from a feature map to sampled keys, with a position bias.
 
     Args:
         query: ``(B, C, H, W)``.
-        key: ``(B, C, Hk, Wk)``.
+        key: ``(B, C, Hk, Wk)``; without keys, the output is zero.
         value: ``(B, C, Hk, Wk)``.
         num_heads: Number of heads; divides ``C``. With ``G`` groups in ``bias``, head ``j`` belongs
             to group ``j // (num_heads / G)``.
-        bias: What is added to the scores; see :mod:`mmdat.ops.position_bias`.
+        bias: What is added to the scores; see :mod:`mmdat.ops.position_bias`. Its positions may be those of one image
+            for the whole batch.
         dropout: Probability of dropping an attention weight.
-        impl: ``'fast'``, whose memory is linear in the number of pixels, or ``'naive'``, the specification.
-            The fast form of :class:`TableBias` has no second derivative.
-        chunk_bytes: How many bytes of scores the fast form holds at a time; see :mod:`mmdat.ops.budget`.
+        impl: ``'naive'``, the specification; ``'tiled'``, whose memory is linear in the number of pixels; or
+            ``'fast'``, whichever suits device and size, see :func:`choose_deformable_attention`. The tiled form has no
+            second derivative.
+        chunk_bytes: How many bytes of scores the tiled form holds at a time; see :mod:`mmdat.ops.budget`.
+        plain_bytes: How many bytes the plain form may hold to be chosen; see :mod:`mmdat.ops.budget`.
 
     Returns:
         ``(B, C, H, W)``.
 
     Raises:
-        ValueError: If ``impl`` is unknown or ``chunk_bytes`` is not positive.
+        ValueError: If ``impl`` is unknown, a budget is not positive, or shapes do not go together.
     """
-    check_implementation(impl)
-    if impl == 'naive':
-        return naive_deformable_attention(query, key, value, num_heads, bias, dropout)
-    if bias is None and not dropout:
-        return _unbiased(query, key, value, num_heads)
+    choice = choose_deformable_attention(query, key, value, num_heads, bias, dropout, impl, chunk_bytes, plain_bytes)
+    log_choice('deformable_attention', query.device, choice)
     dtype = query.dtype if bias is None else torch.promote_types(query.dtype, bias.dtype)
-    scores = scores_at_a_time(query.device, dtype, chunk_bytes)
-    # With dropout, the generic form draws the same mask again in the backward pass.
+    max_scores = scores_at_a_time(query.device, dtype, chunk_bytes)
+    return IMPLEMENTATIONS[choice.implementation](query, key, value, num_heads, bias, dropout, max_scores)
+
+
+def choose_deformable_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    bias: Optional[PositionBias] = None,
+    dropout: float = 0.0,
+    impl: str = 'fast',
+    chunk_bytes: Optional[int] = None,
+    plain_bytes: Optional[int] = None,
+) -> Choice:
+    """Which of :data:`IMPLEMENTATIONS` runs with these arguments, those of :func:`deformable_attention`, and why."""
+    check_implementation(impl)
+    if sizes_are_numbers():
+        check_maps(query, key, value, num_heads, dropout)
+        check_bias(query, key, num_heads, bias)
+    if impl == 'naive':
+        return Choice('naive', 'it was asked for')
+    if torch.jit.is_tracing():
+        return Choice('naive', 'torch.jit.trace and the counters and exporters built on it know plain operations only')
+    if sizes_are_numbers() and not (query.numel() and key.numel()):
+        return Choice('naive', 'there are no queries or no keys')
+    if bias is None and not dropout:
+        return Choice('sdpa', 'without a position bias, PyTorch has a fused form')
+    if impl == 'fast' and sizes_are_numbers():
+        pass
     if not isinstance(bias, TableBias) or dropout or bias.query_y.requires_grad or bias.query_x.requires_grad:
-        return chunked_deformable_attention(query, key, value, num_heads, bias, dropout, scores)
-    attend = torch.ops.mmdat.deformable_attention if is_compiling() else tiled_deformable_attention
-    return attend(query, key, value, *bias, num_heads, scores)[0]
+        return Choice('chunked', 'tiles are for a table as bias, without dropout')
+    return Choice('tiled', 'its memory is linear in the number of pixels')
 
 
-def _unbiased(query: Tensor, key: Tensor, value: Tensor, num_heads: int) -> Tensor:
+def _naive(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    bias: Optional[PositionBias],
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    return naive_deformable_attention(query, key, value, num_heads, bias, dropout)
+
+
+def _sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    bias: None,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
     q, k, v = [x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3) for x in (query, key, value)]
     # PyTorch takes a form that holds all scores where the channels do not follow each other in memory.
     q, k, v = [x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v)]
     return F.scaled_dot_product_attention(q, k, v).transpose(2, 3).reshape(query.shape)
+
+
+def _tiled(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    bias: TableBias,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    attend = deformable_attention_operator if is_compiling() else tiled_deformable_attention
+    position = bias.position.expand(query.shape[0], -1, -1, -1, -1)
+    axes = bias.query_y, bias.query_x, bias.evenly_spaced
+    return attend(query, key, value, bias.table, position, *axes, num_heads, max_scores)
+
+
+#: The implementations, by name; all take ``(query, key, value, num_heads, bias, dropout, max_scores)``.
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    'naive': _naive,
+    'sdpa': _sdpa,
+    'chunked': chunked_deformable_attention,
+    'tiled': _tiled,
+}

@@ -12,7 +12,7 @@ def naive_deformable_attention(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[PositionBias], dropout: float
 ) -> Tensor:
     """See :func:`mmdat.ops.deformable_attention`."""
-    return attend(query, key, value, num_heads, None if bias is None else bias.of(), dropout)
+    return attend(query, key, value, num_heads, None if bias is None else bias.evaluate(), dropout)
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Optional[Tensor], dropout: float) -> Tensor:

@@ -13,6 +13,7 @@ rows and columns of a tile of queries, S and T rows and columns ("taps") of a pa
 """
 
 import math
+from typing import Optional
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,8 @@ class TablePatches:
         batch, self.groups = bias.position.shape[:2]
         self.size = bias.table.shape[1:]
         queries = len(bias.query_y), len(bias.query_x)
-        self.taps = [_taps(*axis) if bias.even else axis[0] for axis in zip(self.size, (rows, cols), queries)]
+        axes = zip(self.size, (rows, cols), queries)
+        self.taps = [count_taps(size, tile, length, bias.evenly_spaced) for size, tile, length in axes]
         # Zeros around the table, so that a patch may hang over its border by its full width.
         self.margins = [0 if taps == size else taps for taps, size in zip(self.taps, self.size)]
         self.padded = [size + 2 * margin for size, margin in zip(self.size, self.margins)]
@@ -64,10 +66,11 @@ class TablePatches:
     def _coordinates(self, axis: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
         """The first tap of each key ``(L, n)``; how far each query is beyond each tap ``(L * n, taps, queries)``."""
         size, margin = self.size[axis], self.margins[axis]
-        # The arithmetic of TableBias.of and grid_sample, so that all round alike.
+        # The arithmetic of TableBias.evaluate and grid_sample, so that all round alike.
         coordinate = ((query - key[..., None]) / 2 + 1) / 2 * (size - 1)
         if margin:
-            first = coordinate.amin(-1).floor().clamp(-margin, size)
+            # (A key that lies nowhere, at NaN, still needs some place to read; its weights are NaN.)
+            first = coordinate.amin(-1).floor().nan_to_num(0.0).clamp(-margin, size)
             coordinate = coordinate - first[..., None]
             first = first.long()
         else:
@@ -109,13 +112,13 @@ class Block:
         """The bias of the head of each group, ``(L * n, R, C)``."""
         return torch.bmm(self.rows[head], self.weight_x)
 
-    def backward(self, head: int, grad: Tensor, table_grad: Tensor) -> Tensor:
+    def backward(self, head: int, grad: Tensor, table_grad: Optional[Tensor]) -> Tensor:
         """Add to the gradient of the (padded) table.
 
         Args:
             head: Head of each group.
             grad: Gradient of :meth:`bias`.
-            table_grad: Of all entries, ``(heads, G * entries)``.
+            table_grad: Of all entries, ``(heads, G * entries)``; None if it is not needed.
 
         Returns:
             The gradient of the coordinates, ``(L * n, 2)``.
@@ -128,15 +131,17 @@ class Block:
             )
         y, x = self.with_slopes
         grad = torch.bmm(torch.bmm(y, grad), x.transpose(1, 2))
-        patch_grad = grad[:, :rows, :cols]
-        table_grad[head].index_add_(0, self.index, patch_grad.reshape(-1))
+        if table_grad is not None:
+            table_grad[head].index_add_(0, self.index, grad[:, :rows, :cols].reshape(-1))
         patch = self.patch[..., head]
         by_slope = [grad[:, rows:, :cols], grad[:, :rows, cols:]]
         return torch.stack([(patch * part).sum((1, 2)) for part in by_slope], 1)
 
 
-def _taps(size: int, tile: int, queries: int) -> int:
-    """How many of ``size`` rows of a table a tile with ``tile`` of ``queries`` evenly spaced rows can read."""
+def count_taps(size: int, tile: int, queries: int, evenly_spaced: bool) -> int:
+    """How many of ``size`` rows of a table a tile with ``tile`` of ``queries`` rows can read."""
+    if not evenly_spaced:
+        return size
     reach = (tile - 1) / max(queries - 1, 1) * (size - 1) / 2
     # A tile that reaches over 2.3 rows can begin at 0.9 and end at 3.2: rows 0 to 4. Rounding may add one to that.
     return min(size, math.floor(reach + 1e-3) + 3)

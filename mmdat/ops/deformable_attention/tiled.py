@@ -10,7 +10,7 @@ as one small matrix product per key. Letters in shapes as in ``table_patches.py`
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Optional
 
 import torch
@@ -18,10 +18,13 @@ from torch import Tensor
 
 from ..implementation import no_autocast
 from ..position_bias import TableBias
-from .table_patches import TablePatches
+from .table_patches import TablePatches, count_taps
 
 #: Queries of a tile if not all keys fit beside it.
 TILE = 1024
+#: Rows, and columns, of a table that a tile reads at most, where it can be made small enough: the products that make
+#: the bias of a score grow with them. Square tiles stay below; those of a long and thin map would be as long.
+MOST_TAPS = 64
 
 
 class Plan(NamedTuple):
@@ -34,14 +37,47 @@ class Plan(NamedTuple):
     keys: int
 
 
-def make_plan(batch: int, groups: int, height: int, width: int, keys: int, scores: int) -> Plan:
-    """Cut the work evenly so that about ``scores`` scores are held at a time."""
-    queries = min(max(scores // keys, TILE), height * width)
+def make_plan(
+    position: Sequence[int], map_size: Sequence[int], table: Sequence[int], evenly_spaced: bool, max_numbers: int
+) -> Plan:
+    """Cut the work evenly so that no tensor that is made on the way has more than about ``max_numbers`` numbers.
+
+    Args:
+        position: Shape of the key positions, ``(B, G, Hk, Wk, 2)``.
+        map_size: ``(H, W)`` of the queries.
+        table: Shape of the table, ``(heads, rows, columns)``.
+        evenly_spaced: See :class:`mmdat.ops.TableBias`.
+        max_numbers: 1 or more; as many as a tile has queries are held anyway.
+    """
+    max_numbers = max(max_numbers, TILE)
+    batch, groups, *key_size, _ = position
+    num_keys = math.prod(key_size)
+    heads = table[0] // groups
+    height, width = map_size
+
+    def taps(rows: int, cols: int) -> tuple[int, int]:
+        axes = zip(table[1:], (rows, cols), map_size)
+        return tuple(count_taps(size, tile, length, evenly_spaced) for size, tile, length in axes)
+
+    def numbers_per_key(rows: int, cols: int) -> int:
+        """The largest tensor per lane and key: scores, hat weights and slopes, rows, patches or their indices."""
+        row_taps, col_taps = taps(rows, cols)
+        hats = 2 * max(row_taps * rows, col_taps * cols)
+        return max(rows * cols, hats, heads * rows * col_taps, max(heads, 2) * row_taps * col_taps)
+
+    queries = min(max(max_numbers // num_keys, TILE), height * width)
     cols = _even(width, math.isqrt(queries))
     rows = _even(height, queries // cols)
     cols = _even(width, queries // rows)
-    block = _even(keys, scores // (rows * cols))
-    lanes = max(scores // (rows * cols * block), 1)
+    while rows > 1 and taps(rows, cols)[0] > MOST_TAPS and evenly_spaced:
+        rows = _even(height, rows // 2)
+    while cols > 1 and taps(rows, cols)[1] > MOST_TAPS and evenly_spaced:
+        cols = _even(width, cols // 2)
+    while numbers_per_key(rows, cols) > max_numbers and rows * cols > 1:
+        rows, cols = (_even(height, rows // 2), cols) if rows > cols else (rows, _even(width, cols // 2))
+    numbers = numbers_per_key(rows, cols)
+    block = _even(num_keys, max_numbers // numbers)
+    lanes = max(max_numbers // (numbers * block), 1)
     return Plan(min(max(lanes // groups, 1), batch), min(lanes, groups), rows, cols, block)
 
 
@@ -63,7 +99,7 @@ def compute_dtype(query: Tensor, position: Tensor) -> torch.dtype:
 class _Work:
     """The inputs in the layouts that forward and backward need, and how they are cut."""
 
-    def __init__(self, query: Tensor, key: Tensor, value: Tensor, bias: TableBias, num_heads: int, scores: int):
+    def __init__(self, query: Tensor, key: Tensor, value: Tensor, bias: TableBias, num_heads: int, max_scores: int):
         self.batch, self.groups = bias.position.shape[:2]
         self.height, self.width = query.shape[2:]
         self.heads = num_heads // self.groups
@@ -72,7 +108,7 @@ class _Work:
         self.num_keys = key.shape[2] * key.shape[3]
         # Scores, bias and sums are held in this precision; products run in that of the query.
         self.dtype = compute_dtype(query, bias.position)
-        self.plan = make_plan(self.batch, self.groups, self.height, self.width, self.num_keys, scores)
+        self.plan = make_plan(bias.position.shape, query.shape[2:], bias.table.shape, bias.evenly_spaced, max_scores)
         self.table = TablePatches(bias, self.plan.rows, self.plan.cols, self.dtype)
         # By head of a group.
         self.query = self.split(query).unbind()
@@ -141,32 +177,29 @@ def forward(
     position: Tensor,
     query_y: Tensor,
     query_x: Tensor,
-    even: bool,
+    evenly_spaced: bool,
     num_heads: int,
-    scores: int,
-    keep_lse: bool = True,
-) -> tuple[Tensor, Optional[Tensor]]:
+    max_scores: int,
+) -> tuple[Tensor, Tensor]:
     """See :func:`mmdat.ops.deformable_attention` and :class:`mmdat.ops.TableBias`.
 
     Args:
-        scores: How many scores are held at a time.
-        keep_lse: Whether the log-sum-exp is wanted; the backward pass needs it.
+        max_scores: How many scores are held at a time, or numbers of any other tensor made on the way.
 
     Returns:
-        The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(heads / G, B, G, H, W, 1)`` or None.
+        The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(heads / G, B, G, H, W, 1)`` for the backward
+        pass.
     """
     with no_autocast(query.device):
-        bias = TableBias(table, position, query_y, query_x, even)
-        return _forward(_Work(query, key, value, bias, num_heads, scores), query, keep_lse)
+        bias = TableBias(table, position, query_y, query_x, evenly_spaced)
+        return _forward(_Work(query, key, value, bias, num_heads, max_scores), query)
 
 
-def _forward(work: _Work, query: Tensor, keep_lse: bool) -> tuple[Tensor, Optional[Tensor]]:
+def _forward(work: _Work, query: Tensor) -> tuple[Tensor, Tensor]:
     out = torch.empty_like(query)
     out_views = work.split(out).unbind()
-    lse = lse_views = None
-    if keep_lse:
-        lse = torch.empty(work.heads, *out_views[0].shape[:-1], 1, dtype=work.dtype, device=query.device)
-        lse_views = lse.unbind()
+    lse = torch.empty(work.heads, *out_views[0].shape[:-1], 1, dtype=work.dtype, device=query.device)
+    lse_views = lse.unbind()
     for tile, lanes in work.tiles():
         queries = work.queries(tile, lanes)
         states: list[Optional[tuple[Tensor, ...]]] = [None] * work.heads
@@ -177,8 +210,7 @@ def _forward(work: _Work, query: Tensor, keep_lse: bool) -> tuple[Tensor, Option
                 states[head] = _softmax_step(states[head], s, work.value[head][lanes, keys])
         for head, (top, total, acc) in enumerate(states):
             work.put(out_views[head], tile, acc.div_(total))
-            if keep_lse:
-                work.put(lse_views[head], tile, total.log_().add_(top))
+            work.put(lse_views[head], tile, total.log_().add_(top))
     return out, lse
 
 
@@ -199,6 +231,7 @@ def _softmax_step(state, scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor,
 
 
 def backward(
+    needs: Sequence[bool],
     grad: Tensor,
     out: Tensor,
     lse: Tensor,
@@ -209,15 +242,14 @@ def backward(
     position: Tensor,
     query_y: Tensor,
     query_x: Tensor,
-    even: bool,
+    evenly_spaced: bool,
     num_heads: int,
-    scores: int,
-    needs: list[bool],
+    max_scores: int,
 ) -> list[Optional[Tensor]]:
     """Gradients of query, key, value, table and position, those that ``needs`` names; see :func:`forward`."""
     with no_autocast(query.device):
-        bias = TableBias(table, position, query_y, query_x, even)
-        work = _Work(query, key, value, bias, num_heads, scores)
+        bias = TableBias(table, position, query_y, query_x, evenly_spaced)
+        work = _Work(query, key, value, bias, num_heads, max_scores)
         return _backward(work, grad, out, lse, query, key, value, bias, needs)
 
 
@@ -230,16 +262,17 @@ def _backward(
     key: Tensor,
     value: Tensor,
     bias: TableBias,
-    needs: list[bool],
+    needs: Sequence[bool],
 ) -> list[Optional[Tensor]]:
-    needs_query, needs_key, needs_value, needs_bias = needs[0], needs[1], needs[2], needs[3] or needs[4]
+    needs_query, needs_key, needs_value, needs_table, needs_position, *_ = needs
+    needs_bias = needs_table or needs_position
     out_view, grad_view = work.split(out), work.split(grad)
     grad_query = torch.empty_like(query) if needs_query else None
     grad_query_view = work.split(grad_query) if needs_query else None
     shape = work.heads, *work.key[0].shape
     grad_key = key.new_zeros(shape, dtype=work.dtype) if needs_key else None
     grad_value = value.new_zeros(shape, dtype=work.dtype) if needs_value else None
-    grad_table = work.table.entries.new_zeros(work.table.entries.shape[::-1]) if needs_bias else None
+    grad_table = work.table.entries.new_zeros(work.table.entries.shape[::-1]) if needs_table else None
     grad_position = torch.zeros_like(work.table.position) if needs_bias else None
     for tile, lanes in work.tiles():
         queries = work.queries(tile, lanes)
@@ -274,8 +307,8 @@ def _backward(
         grad_query,
         work.from_keys(grad_key.mul_(work.scale), key) if needs_key else None,
         work.from_keys(grad_value, value) if needs_value else None,
-        work.table.table_grad(grad_table).to(bias.table.dtype) if needs_bias else None,
+        torch.empty_like(bias.table).copy_(work.table.table_grad(grad_table)) if needs_table else None,
         work.table.position_grad(grad_position).view(bias.position.shape).to(bias.position.dtype)
-        if needs_bias
+        if needs_position
         else None,
     ]

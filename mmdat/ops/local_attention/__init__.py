@@ -3,6 +3,6 @@
 ``naive.py`` is the specification; ``tiled.py`` computes the same, tile by tile.
 """
 
-from .interface import neighborhood_attention, window_attention
+from .interface import choose_neighborhood_attention, choose_window_attention, neighborhood_attention, window_attention
 
-__all__ = ['neighborhood_attention', 'window_attention']
+__all__ = ['choose_neighborhood_attention', 'choose_window_attention', 'neighborhood_attention', 'window_attention']

@@ -1,6 +1,6 @@
 """The public functions."""
 
-from typing import Optional
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -8,9 +8,10 @@ from torch import Tensor
 from mmdat.compat import is_compiling
 
 from ..budget import scores_at_a_time
-from ..implementation import check_implementation
+from ..checks import check_maps, check_neighborhood, check_same_map, check_windows, sizes_are_numbers
+from ..implementation import Choice, check_implementation, log_choice
 from .naive import naive_neighborhood_attention, naive_window_attention
-from .operator import tiled_local_attention
+from .operator import local_attention_operator, tiled_neighborhood_attention, tiled_window_attention
 
 
 def neighborhood_attention(
@@ -35,19 +36,41 @@ def neighborhood_attention(
         num_heads: Number of heads; divides ``C``.
         kernel_size: Odd side of the window.
         dropout: Probability of dropping an attention weight; only the naive form can, and takes over then.
-        impl: ``'fast'``, or ``'naive'``, the specification. The fast form has no second derivative.
-        chunk_bytes: How many bytes of scores the fast form holds at a time; see :mod:`mmdat.ops.budget`.
+        impl: ``'naive'``, the specification; ``'tiled'``, which holds a part of the scores at a time; or ``'fast'``,
+            whichever suits the device, see :func:`choose_neighborhood_attention`. The tiled form has no second
+            derivative.
+        chunk_bytes: How many bytes of scores the tiled form holds at a time; see :mod:`mmdat.ops.budget`.
 
     Returns:
         ``(B, C, H, W)``.
 
     Raises:
-        ValueError: If ``impl`` is unknown or ``chunk_bytes`` is not positive.
+        ValueError: If ``impl`` is unknown, ``chunk_bytes`` is not positive, or shapes do not go together.
     """
+    choice = choose_neighborhood_attention(query, key, value, bias_table, num_heads, kernel_size, dropout, impl)
+    log_choice('neighborhood_attention', query.device, choice)
+    max_scores = scores_at_a_time(query.device, torch.promote_types(query.dtype, bias_table.dtype), chunk_bytes)
+    attend = NEIGHBORHOOD_IMPLEMENTATIONS[choice.implementation]
+    return attend(query, key, value, bias_table, num_heads, kernel_size, dropout, max_scores)
+
+
+def choose_neighborhood_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dropout: float = 0.0,
+    impl: str = 'fast',
+) -> Choice:
+    """Which of :data:`NEIGHBORHOOD_IMPLEMENTATIONS` runs with these arguments, and why."""
     check_implementation(impl)
-    if impl == 'naive' or dropout:
-        return naive_neighborhood_attention(query, key, value, bias_table, num_heads, kernel_size, dropout)
-    return _attend(query, key, value, bias_table, num_heads, 'neighborhood', kernel_size, 0, chunk_bytes)
+    if sizes_are_numbers():
+        check_maps(query, key, value, num_heads, dropout)
+        check_same_map(query, key)
+        check_neighborhood(query, bias_table, num_heads, kernel_size)
+    return _choose(query, dropout, impl) or Choice('tiled', 'it reads each key once for many queries')
 
 
 def window_attention(
@@ -71,34 +94,120 @@ def window_attention(
         window_size: Side of the windows.
         shift: How far right and down the windows are shifted; those that the border of the map cuts are smaller.
         dropout: Probability of dropping an attention weight; only the naive form can, and takes over then.
-        impl: ``'fast'``, or ``'naive'``, the specification. The fast form has no second derivative.
-        chunk_bytes: How many bytes of scores the fast form holds at a time; see :mod:`mmdat.ops.budget`.
+        impl: ``'naive'``, the specification; ``'tiled'``, which holds a part of the scores at a time; or ``'fast'``,
+            whichever suits the device, see :func:`choose_window_attention`. The tiled form has no second
+            derivative.
+        chunk_bytes: How many bytes of scores the tiled form holds at a time; see :mod:`mmdat.ops.budget`.
 
     Returns:
         ``(B, C, H, W)``.
 
     Raises:
-        ValueError: If ``impl`` is unknown or ``chunk_bytes`` is not positive.
+        ValueError: If ``impl`` is unknown, ``chunk_bytes`` is not positive, or shapes do not go together.
     """
-    check_implementation(impl)
-    if impl == 'naive' or dropout:
-        return naive_window_attention(query, key, value, bias_table, num_heads, window_size, shift, dropout)
-    side = 2 * window_size - 1
-    table = bias_table.t().unflatten(1, (side, side)).flip(1, 2)  # by key minus query
-    return _attend(query, key, value, table, num_heads, 'window', window_size, shift, chunk_bytes)
+    choice = choose_window_attention(query, key, value, bias_table, num_heads, window_size, shift, dropout, impl)
+    log_choice('window_attention', query.device, choice)
+    max_scores = scores_at_a_time(query.device, torch.promote_types(query.dtype, bias_table.dtype), chunk_bytes)
+    attend = WINDOW_IMPLEMENTATIONS[choice.implementation]
+    return attend(query, key, value, bias_table, num_heads, window_size, shift, dropout, max_scores)
 
 
-def _attend(
+def choose_window_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    table: Tensor,
+    bias_table: Tensor,
     num_heads: int,
-    pattern: str,
-    size: int,
-    shift: int,
-    chunk_bytes: Optional[int],
+    window_size: int,
+    shift: int = 0,
+    dropout: float = 0.0,
+    impl: str = 'fast',
+) -> Choice:
+    """Which of :data:`WINDOW_IMPLEMENTATIONS` runs with these arguments, and why."""
+    check_implementation(impl)
+    if sizes_are_numbers():
+        check_maps(query, key, value, num_heads, dropout)
+        check_same_map(query, key)
+        check_windows(query, bias_table, num_heads, window_size, shift)
+    return _choose(query, dropout, impl) or Choice('tiled', 'it holds a part of the windows at a time')
+
+
+def _choose(query: Tensor, dropout: float, impl: str) -> Optional[Choice]:
+    """The plain form where there is no choice."""
+    if impl == 'naive':
+        return Choice('naive', 'it was asked for')
+    if torch.jit.is_tracing():
+        return Choice('naive', 'torch.jit.trace and the counters and exporters built on it know plain operations only')
+    if dropout:
+        return Choice('naive', 'only this form has dropout')
+    if sizes_are_numbers() and not query.numel():
+        return Choice('naive', 'there are no pixels')
+    return None
+
+
+def _naive_neighborhood(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dropout: float,
+    max_scores: int,
 ) -> Tensor:
-    scores = scores_at_a_time(query.device, torch.promote_types(query.dtype, table.dtype), chunk_bytes)
-    attend = torch.ops.mmdat.local_attention if is_compiling() else tiled_local_attention
-    return attend(query, key, value, table, num_heads, pattern, size, shift, scores)
+    return naive_neighborhood_attention(query, key, value, bias_table, num_heads, kernel_size, dropout)
+
+
+def _tiled_neighborhood(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    attend = local_attention_operator if is_compiling() else tiled_neighborhood_attention
+    return attend(query, key, value, bias_table, num_heads, 'neighborhood', kernel_size, 0, max_scores)
+
+
+def _naive_windows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    window_size: int,
+    shift: int,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    return naive_window_attention(query, key, value, bias_table, num_heads, window_size, shift, dropout)
+
+
+def _tiled_windows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    window_size: int,
+    shift: int,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    side = 2 * window_size - 1
+    table = bias_table.t().unflatten(1, (side, side)).flip(1, 2)  # by key minus query
+    attend = local_attention_operator if is_compiling() else tiled_window_attention
+    return attend(query, key, value, table, num_heads, 'window', window_size, shift, max_scores)
+
+
+#: The implementations, by name; all take ``(query, key, value, bias_table, num_heads, kernel_size, dropout,
+#: max_scores)``.
+NEIGHBORHOOD_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    'naive': _naive_neighborhood,
+    'tiled': _tiled_neighborhood,
+}
+#: The same for windows, which have a ``shift`` after the ``window_size``.
+WINDOW_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {'naive': _naive_windows, 'tiled': _tiled_windows}

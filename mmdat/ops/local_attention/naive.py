@@ -57,7 +57,9 @@ def naive_window_attention(
         """(B, C, H, W) to (B, windows, heads, pixels, channels of a head)."""
         x = x.roll((-shift, -shift), (2, 3))
         x = x.reshape(batch, num_heads, channels // num_heads, rows, window_size, cols, window_size)
-        return x.permute(0, 3, 5, 1, 4, 6, 2).reshape(batch, rows * cols, num_heads, window_size**2, -1)
+        return x.permute(0, 3, 5, 1, 4, 6, 2).reshape(
+            batch, rows * cols, num_heads, window_size**2, channels // num_heads
+        )
 
     q, k, v = to_windows(query), to_windows(key), to_windows(value)
     index = relative_position_index(window_size, query.device)
@@ -65,7 +67,7 @@ def naive_window_attention(
     if shift:
         scores = scores + shifted_window_mask(height, width, window_size, shift, query.device)[:, None].to(scores.dtype)
     attention = F.dropout(scores.softmax(-1), dropout).to(v.dtype)
-    out = (attention @ v).reshape(batch, rows, cols, num_heads, window_size, window_size, -1)
+    out = (attention @ v).reshape(batch, rows, cols, num_heads, window_size, window_size, channels // num_heads)
     out = out.permute(0, 3, 6, 1, 4, 2, 5).reshape(batch, channels, height, width)
     return out.roll((shift, shift), (2, 3))
 

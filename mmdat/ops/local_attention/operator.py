@@ -1,79 +1,62 @@
-"""The tiled form with its gradient, for eager mode and as an operator for torch.compile and torch.export.
+"""The tiled form with its gradient: as a function, and as an operator for compilers."""
 
-As for deformable attention, a compiler gets operators that it does not look into.
-"""
-
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
-from ..implementation import RefuseSecondDerivative
+from ..autograd import Passes
+from ..custom_op import register
+from ..finite import known_to_hold_nonfinite
 from . import tiled
+from .naive import naive_neighborhood_attention
 
 
-class TiledFunction(Function):
-    """The autograd rule; the first two arguments are the forward and backward functions."""
+def _forward(
+    query: Tensor, key: Tensor, value: Tensor, table: Tensor, num_heads: int, pattern: str, size: int, *options: int
+) -> tuple[Tensor]:
+    """By tiles, or where NaN and infinity must stay where they belong, in the plain form, image by image.
 
-    @staticmethod
-    def forward(ctx: Any, forward, backward, *args) -> Tensor:
-        out = forward(*args)
-        ctx.save_for_backward(out, *args[:4])
-        ctx.run_backward, ctx.options = backward, args[4:]
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Optional[Tensor], ...]:
-        needs = list(ctx.needs_input_grad[2:6])
-        with torch.no_grad():
-            grads = ctx.run_backward(grad, *ctx.saved_tensors, *ctx.options, needs)
-        if torch.is_grad_enabled():
-            grads = RefuseSecondDerivative.apply(
-                f'{ctx.options[1]} attention', len(grads), *grads, grad, *ctx.saved_tensors[1:]
-            )
-        grads = [g if need else None for g, need in zip(grads, needs)]
-        return (None, None, *grads, *(None,) * 5)
+    Windows are tiles, so the plain form spreads them just as far.
+    """
+    if pattern == 'window' or not known_to_hold_nonfinite(query, key, value):
+        return tiled.forward(query, key, value, table, num_heads, pattern, size, *options)
+    out = torch.empty_like(query)
+    for image in range(len(query)):
+        maps = [x[image : image + 1] for x in (query, key, value)]
+        out[image : image + 1] = naive_neighborhood_attention(*maps, table, num_heads, size, 0.0)
+    return (out,)
 
 
-def tiled_local_attention(*args: Any) -> Tensor:
-    """``tiled.forward`` with a gradient."""
-    return TiledFunction.apply(tiled.forward, tiled.backward, *args)
-
-
-def _differentiable_operator(*args: Any) -> Tensor:
-
-    def forward(*args: Any) -> Tensor:
-        with torch._C._AutoDispatchBelowAutograd():
-            return torch.ops.mmdat.local_attention(*args)
-
-    return TiledFunction.apply(forward, torch.ops.mmdat.local_attention_backward, *args)
-
-
-def _backward(*args: Any) -> list[Tensor]:
-    # An operator returns tensors: empty ones for gradients that nobody needs.
-    return [args[0].new_empty(0) if grad is None else grad for grad in tiled.backward(*args)]
-
-
-def _meta_forward(query: Tensor, *args: Any) -> Tensor:
-    return torch.empty_like(query)
-
-
-def _meta_backward(grad: Tensor, out: Tensor, *args: Any) -> list[Tensor]:
-    grads = [torch.empty_like(x) if need else grad.new_empty(0) for x, need in zip(args[:4], args[-1])]
-    grads[3] = grads[3].contiguous()  # the gradient of a table, whatever layout the table has
+def _backward(needs: Sequence[bool], grad: Tensor, out: Tensor, *args: Any) -> list[Optional[Tensor]]:
+    query, key, value, table, num_heads, pattern, size, *_ = args
+    if pattern == 'window' or not known_to_hold_nonfinite(query, key, value):
+        return tiled.backward(needs, grad, out, *args)
+    needs = needs[:4]
+    grads = [torch.zeros_like(x) if need else None for x, need in zip((query, key, value, table), needs)]
+    for image in range(len(query)):
+        some = slice(image, image + 1)
+        leaves = [
+            x.detach().requires_grad_(need) for x, need in zip((query[some], key[some], value[some], table), needs)
+        ]
+        with torch.enable_grad():
+            result = naive_neighborhood_attention(*leaves, num_heads, size, 0.0)
+        wanted = [i for i, need in enumerate(needs) if need]
+        parts = torch.autograd.grad(result, [leaves[i] for i in wanted], grad[some])
+        for i, part in zip(wanted, parts):
+            whole = grads[i] if i == 3 else grads[i][some]
+            whole += part
     return grads
 
 
-_INPUTS = (
-    'Tensor query, Tensor key, Tensor value, Tensor bias_table, int num_heads, str pattern, int size, '
-    'int shift, int scores'
+tiled_neighborhood_attention = Passes('neighborhood_attention', _forward, _backward)
+tiled_window_attention = Passes('window_attention', _forward, _backward)
+#: For compilers.
+local_attention_operator = register(
+    Passes('local_attention', tiled.forward, tiled.backward),
+    'Tensor query, Tensor key, Tensor value, Tensor table, int num_heads, str pattern, int size, int shift, '
+    'int max_scores',
+    ('out',),
+    lambda query, *args: (torch.empty_like(query),),
 )
-_library = torch.library.Library('mmdat', 'FRAGMENT')
-_library.define(f'local_attention({_INPUTS}) -> Tensor')
-_library.define(f'local_attention_backward(Tensor grad, Tensor out, {_INPUTS}, bool[] needs) -> Tensor[]')
-_library.impl('local_attention', tiled.forward, 'CompositeExplicitAutograd')
-_library.impl('local_attention', _meta_forward, 'Meta')
-_library.impl('local_attention', _differentiable_operator, 'Autograd')
-_library.impl('local_attention_backward', _backward, 'CompositeExplicitAutograd')
-_library.impl('local_attention_backward', _meta_backward, 'Meta')

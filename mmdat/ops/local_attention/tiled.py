@@ -5,12 +5,15 @@ neighbourhoods of 7, for 8x8 queries, 14x14 keys. The scores of all its queries 
 product; those to keys that a query does not see are masked. The backward pass computes the scores again, so that
 nothing is kept but inputs and output.
 
-Letters in shapes: r and c rows and columns of tiles, T = B * r * c * heads, Q queries of a tile, K keys of its square,
-d channels of a head.
+Shifted windows are those of the map rolled by the shift, as in Swin.
+
+Letters in shapes: b images, h heads, r and c rows and columns of tiles, T = b * r * c * h, Q queries of a tile, K keys
+of its square, d channels of a head.
 """
 
-from collections.abc import Iterator
-from typing import Optional
+from collections.abc import Iterator, Sequence
+from itertools import product
+from typing import NamedTuple, Optional
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +22,17 @@ from torch import Tensor
 from ..implementation import no_autocast
 from .tiles import neighborhoods, windows
 
-#: Some rows and columns of tiles.
-Tiles = tuple[slice, slice]
+#: Added to scores in the last of shifted windows, between pixels of different sides of the map (as in Swin).
+APART = -100.0
+
+
+class Tiles(NamedTuple):
+    """Some images, heads, and rows and columns of tiles."""
+
+    images: slice
+    heads: slice
+    rows: slice
+    cols: slice
 
 
 def forward(
@@ -32,8 +44,8 @@ def forward(
     pattern: str,
     size: int,
     shift: int,
-    scores: int,
-) -> Tensor:
+    max_scores: int,
+) -> tuple[Tensor]:
     """Attention to pixels nearby.
 
     Args:
@@ -43,22 +55,23 @@ def forward(
         pattern: What a query sees: ``'neighborhood'`` or ``'window'``.
         size: Side of the neighbourhoods or windows.
         shift: Of windows.
-        scores: About how many scores are held at a time.
+        max_scores: About how many scores are held at a time, at least those of one head in a tile.
 
     Returns:
-        ``(B, C, H, W)``.
+        ``(B, C, H, W)``, alone in a tuple.
     """
     with no_autocast(query.device):
         work = _Work(query, table, num_heads, pattern, size, shift)
-        q, k, v = work.pad_queries(query), work.pad_keys(key), work.pad_keys(value)
+        q, k, v = work.enter(query, 0), work.enter(key, work.margin), work.enter(value, work.margin)
         out = torch.empty_like(q)
-        for tiles in work.chunks(scores):
+        for tiles in work.chunks(max_scores):
             p = work.attention(tiles, work.queries(tiles, q), work.keys(tiles, k))
             work.write(tiles, out, torch.bmm(p.to(v.dtype), work.keys(tiles, v)))
-        return work.crop(out, query, 0)
+        return (work.leave(out, query, 0),)
 
 
 def backward(
+    needs: Sequence[bool],
     grad: Tensor,
     out: Tensor,
     query: Tensor,
@@ -69,21 +82,20 @@ def backward(
     pattern: str,
     size: int,
     shift: int,
-    scores: int,
-    needs: list[bool],
+    max_scores: int,
 ) -> list[Optional[Tensor]]:
     """Gradients of query, key, value and table, those that ``needs`` names; see :func:`forward`."""
     with no_autocast(query.device):
         work = _Work(query, table, num_heads, pattern, size, shift)
-        padded = [work.pad_queries(query), work.pad_keys(key), work.pad_keys(value)]
+        padded = [work.enter(query, 0), work.enter(key, work.margin), work.enter(value, work.margin)]
         grads = [torch.zeros_like(x) if need else None for x, need in zip([*padded, work.bias], needs)]
-        grad, out = work.pad_queries(grad), work.pad_queries(out)
-        for tiles in work.chunks(scores):
+        grad, out = work.enter(grad, 0), work.enter(out, 0)
+        for tiles in work.chunks(max_scores):
             _add_gradients(work, tiles, grad, out, *padded, *grads)
         return [
-            work.crop(grads[0], query, 0) if needs[0] else None,
-            work.crop(grads[1], key, work.margin) if needs[1] else None,
-            work.crop(grads[2], value, work.margin) if needs[2] else None,
+            work.leave(grads[0], query, 0) if needs[0] else None,
+            work.leave(grads[1], key, work.margin) if needs[1] else None,
+            work.leave(grads[2], value, work.margin) if needs[2] else None,
             work.table_grad(grads[3]) if needs[3] else None,
         ]
 
@@ -135,6 +147,7 @@ class _Work:
         self.rows, self.cols = [
             windows(length, size, shift) if pattern == 'window' else neighborhoods(length, size) for length in lengths
         ]
+        self.shift = shift
         self.side, self.key_side, self.margin = self.rows.side, self.rows.key_side, self.rows.margin
         self.num_queries, self.num_keys = self.side**2, self.key_side**2
         self.table = table
@@ -150,11 +163,17 @@ class _Work:
         values = table.to(torch.promote_types(query.dtype, table.dtype)).flatten(1)
         values = F.pad(values, (0, 1), value=-torch.inf).index_select(1, self.index)
         self.bias = values.view(self.heads, -1, self.num_queries, self.num_keys)
+        if shift:
+            row, col = [
+                torch.tensor([run.apart for run in axis.runs], device=table.device) for axis in (self.rows, self.cols)
+            ]
+            apart = row[:, None, :, None, :, None] | col[:, None, :, None, :]
+            self.bias += apart.view(self.bias.shape[1:]) * APART
 
     def table_grad(self, bias_grad: Tensor) -> Tensor:
         grad = bias_grad.new_zeros(self.heads, self.table[0].numel() + 1)
         grad.index_add_(1, self.index, bias_grad.flatten(1))
-        return grad[:, :-1].contiguous().view(self.table.shape).to(self.table.dtype)
+        return torch.empty_like(self.table).copy_(grad[:, :-1].view(self.table.shape))
 
     def attention(self, tiles: Tiles, query: Tensor, key: Tensor) -> Tensor:
         """``(T, Q, K)`` in the precision of the bias; products in that of the query."""
@@ -164,39 +183,44 @@ class _Work:
         return scores.softmax(-1)
 
     def parts(self, tiles: Tiles, scores: Tensor, bias: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """The scores ``(T, Q, K)`` of some tiles in parts ``(B, r, c, heads, Q, K)`` that share a bias, with that."""
-        biases = iter(bias.unbind(1))
-        rows, cols = [some.stop - some.start for some in tiles]
-        scores = scores.view(self.batch, rows, cols, self.heads, *scores.shape[1:])
+        """The scores ``(T, Q, K)`` of some tiles in parts ``(b, r, c, h, Q, K)`` that share a bias, with that."""
+        biases = iter(bias[tiles.heads].unbind(1))
+        images, heads, rows, cols = [some.stop - some.start for some in tiles]
+        scores = scores.view(images, rows, cols, heads, *scores.shape[1:])
         for row_run in self.rows.runs:
-            rows = scores[:, row_run.among(tiles[0])]
+            rows = scores[:, row_run.among(tiles.rows)]
             for col_run in self.cols.runs:
-                part, shared = rows[:, :, col_run.among(tiles[1])], next(biases)
+                part, shared = rows[:, :, col_run.among(tiles.cols)], next(biases)
                 if part.shape[1] and part.shape[2]:
                     yield part, shared
 
-    def chunks(self, scores: int) -> Iterator[Tiles]:
+    def chunks(self, max_scores: int) -> Iterator[Tiles]:
         """All tiles, some at a time."""
-        fit = max(scores // (self.batch * self.heads * self.num_queries * self.num_keys), 1)
-        width = min(fit, self.cols.tiles)
-        height = min(fit // width, self.rows.tiles)
-        for col in range(0, self.cols.tiles, width):
-            for row in range(0, self.rows.tiles, height):
-                yield slice(row, min(row + height, self.rows.tiles)), slice(col, min(col + width, self.cols.tiles))
+        wholes = self.heads, self.batch, self.cols.tiles, self.rows.tiles
+        fit = max(max_scores // (self.num_queries * self.num_keys), 1)
+        lengths = []
+        for whole in wholes:
+            lengths.append(min(fit, whole))
+            fit //= lengths[-1]
+        ranges = [
+            [slice(start, min(start + length, whole)) for start in range(0, whole, length)]
+            for whole, length in zip(wholes, lengths)
+        ]
+        for heads, images, cols, rows in product(*ranges):
+            yield Tiles(images, heads, rows, cols)
 
-    # Maps are padded at first and cropped at last, so that all tiles and squares are whole.
+    # Maps are padded or rolled at first and cropped or rolled back at last, so that all tiles and squares are whole.
 
-    def pad_queries(self, x: Tensor) -> Tensor:
-        return self._pad(x, 0)
-
-    def pad_keys(self, x: Tensor) -> Tensor:
-        return self._pad(x, self.margin)
-
-    def _pad(self, x: Tensor, margin: int) -> Tensor:
+    def enter(self, x: Tensor, margin: int) -> Tensor:
+        if self.shift:
+            return _rolled(x, -self.shift)
         padding = [side + margin for axis in (self.cols, self.rows) for side in (axis.before, axis.after)]
         return F.pad(x, padding) if any(padding) else x
 
-    def crop(self, x: Tensor, like: Tensor, margin: int) -> Tensor:
+    def leave(self, x: Tensor, like: Tensor, margin: int) -> Tensor:
+        """The reverse of :meth:`enter`."""
+        if self.shift:
+            return _rolled(x, self.shift)
         if x.shape == like.shape:
             return x
         for dim, axis in ((2, self.rows), (3, self.cols)):
@@ -227,7 +251,17 @@ class _Work:
                 view[:, row::step, col::step] += values[:, row::step, col::step]
 
     def _cut(self, tiles: Tiles, x: Tensor, side: int) -> Tensor:
-        """A view ``(B, r, c, heads, side, side, d)`` of squares that begin where tiles, or their keys, begin."""
-        for dim, some in zip((2, 3), tiles):
-            x = x.unfold(dim, side, self.side).narrow(dim, some.start, some.stop - some.start)
-        return x.unflatten(1, (self.heads, self.channels)).permute(0, 3, 4, 1, 5, 6, 2)
+        """A view ``(b, r, c, h, side, side, d)`` of squares that begin where tiles, or their keys, begin."""
+        x = x.unflatten(1, (self.heads, self.channels))[tiles.images, tiles.heads]
+        x = x.unfold(3, side, self.side).unfold(4, side, self.side)[:, :, :, tiles.rows, tiles.cols]
+        return x.permute(0, 3, 4, 1, 5, 6, 2)
+
+
+def _rolled(x: Tensor, shift: int) -> Tensor:
+    """A map whose rows and columns are rolled, in one pass, in the layout of the map (unlike :func:`torch.roll`)."""
+    out = torch.empty_like(x)
+    height, width = [shift % size for size in x.shape[2:]]
+    for to_row, from_row in ((slice(height, None), slice(None, -height)), (slice(height), slice(-height, None))):
+        for to_col, from_col in ((slice(width, None), slice(None, -width)), (slice(width), slice(-width, None))):
+            out[:, :, to_row, to_col] = x[:, :, from_row, from_col]
+    return out

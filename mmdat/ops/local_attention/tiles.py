@@ -5,7 +5,7 @@ whole and all key ranges alike.
 """
 
 from functools import lru_cache
-from typing import Callable, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 #: Side of a tile of queries to neighbourhoods. Larger ones waste more products on keys that a query does not see,
 #: smaller ones load more keys.
@@ -19,11 +19,14 @@ class Run(NamedTuple):
         start, stop: Which tiles.
         relative: For each query of a tile and key of its range, the row of the bias table (key minus query), or None
             where the query does not see the key; ``(side, key_side)``.
+        apart: Whether the two come from different sides of the map, as in the last of shifted windows;
+            ``(side, key_side)``.
     """
 
     start: int
     stop: int
     relative: tuple[tuple[Optional[int], ...], ...]
+    apart: tuple[tuple[bool, ...], ...]
 
     def among(self, tiles: slice) -> slice:
         """Those of some tiles that belong to the run, counted from the first of them; maybe none."""
@@ -63,43 +66,35 @@ def neighborhoods(size: int, kernel_size: int) -> Axis:
     holds all that its queries see, although their neighbourhoods are shifted inwards.
     """
     padding = -size % TILE
-
-    def seen(query: int) -> range:
-        first = min(max(query - kernel_size // 2, 0), size - kernel_size)
-        return range(first, first + kernel_size)
-
+    before = padding // 2
     margin = max(kernel_size // 2, kernel_size - TILE // 2)
-    return _cut(size, TILE, padding // 2, padding - padding // 2, margin, seen, kernel_size)
+    tiles = (size + padding) // TILE
+    runs: list[Run] = []
+    for tile in range(tiles):
+        place = tile * TILE - before
+        relative = []
+        for query in range(place, place + TILE):
+            query = min(max(query, 0), size - 1)  # a query of the padding sees what the nearest one of the map sees
+            first = min(max(query - kernel_size // 2, 0), size - kernel_size)
+            seen = range(first, first + kernel_size)
+            keys = range(place - margin, place + TILE + margin)
+            relative.append(tuple(key - query + kernel_size - 1 if key in seen else None for key in keys))
+        if runs and runs[-1].relative == tuple(relative):
+            runs[-1] = runs[-1]._replace(stop=tile + 1)
+        else:
+            runs.append(Run(tile, tile + 1, tuple(relative), ((False,) * (TILE + 2 * margin),) * TILE))
+    return Axis(TILE, before, padding - before, margin, tiles, tuple(runs))
 
 
 @lru_cache(maxsize=256)
 def windows(size: int, window_size: int, shift: int) -> Axis:
-    """An axis cut into windows; shifted, the first and the last window are parts only.
-
-    (Rolling the map instead, as Swin does, makes one window of these two parts, which do not see each other.)
-    """
-    before, after = (window_size - shift, shift) if shift else (0, 0)
-
-    def seen(query: int) -> range:
-        first = (query + before) // window_size * window_size - before
-        return range(max(first, 0), min(first + window_size, size))
-
-    return _cut(size, window_size, before, after, 0, seen, window_size)
-
-
-def _cut(size: int, side: int, before: int, after: int, margin: int, seen: Callable[[int], range], reach: int) -> Axis:
-    """Cut an axis of ``size`` pixels of which ``seen`` says what they see, less than ``reach`` away."""
-    tiles = (before + size + after) // side
-    runs: list[Run] = []
-    for tile in range(tiles):
-        place = tile * side - before
-        keys = range(place - margin, place + side + margin)
-        relative = []
-        for query in range(place, place + side):
-            query = min(max(query, 0), size - 1)  # a query of the padding sees what the nearest one of the map sees
-            relative.append(tuple(key - query + reach - 1 if key in seen(query) else None for key in keys))
-        if runs and runs[-1].relative == tuple(relative):
-            runs[-1] = runs[-1]._replace(stop=tile + 1)
-        else:
-            runs.append(Run(tile, tile + 1, tuple(relative)))
-    return Axis(side, before, after, margin, tiles, tuple(runs))
+    """An axis cut into windows, of a map that is rolled by the shift: the last window has pixels of both ends."""
+    side = range(window_size)
+    tiles = size // window_size
+    relative = tuple(tuple(key - query + window_size - 1 for key in side) for query in side)
+    apart = tuple(tuple((query < window_size - shift) != (key < window_size - shift) for key in side) for query in side)
+    together = ((False,) * window_size,) * window_size
+    runs = [Run(0, tiles, relative, together)]
+    if shift:
+        runs = [Run(0, tiles - 1, relative, together), Run(tiles - 1, tiles, relative, apart)]
+    return Axis(window_size, 0, 0, 0, tiles, tuple(runs))

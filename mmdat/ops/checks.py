@@ -1,0 +1,134 @@
+"""Whether the arguments of an operator go together. Each function raises a ValueError of one sentence, or returns."""
+
+from typing import Optional
+
+import torch
+from torch import Tensor
+
+from mmdat.compat import is_compiling
+
+from .position_bias import FixedBias, LogBias, PositionBias, TableBias
+
+
+def sizes_are_numbers() -> bool:
+    """Whether sizes can be looked at: a program that is traced or exported for any size would be bound to them."""
+    return not (torch.jit.is_tracing() or is_compiling())
+
+
+def check_maps(query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> None:
+    """Queries, keys and values are maps that one attention can take."""
+    for name, x in (('query', query), ('key', key), ('value', value)):
+        if x.dim() != 4:
+            raise ValueError(f'{name} must be a map (B, C, H, W), got shape {tuple(x.shape)}')
+        if not x.is_floating_point():
+            raise ValueError(f'{name} must hold floating-point numbers, got {x.dtype}')
+    if not query.dtype == key.dtype == value.dtype:
+        raise ValueError(f'query, key and value must have one dtype, got {query.dtype}, {key.dtype}, {value.dtype}')
+    if key.shape != value.shape:
+        raise ValueError(f'key and value must have the same shape, got {tuple(key.shape)} and {tuple(value.shape)}')
+    if query.shape[:2] != key.shape[:2]:
+        raise ValueError(
+            f'query and key must have the same batch and channels, got {tuple(query.shape)} and {tuple(key.shape)}'
+        )
+    if num_heads < 1 or query.shape[1] % num_heads or not query.shape[1]:
+        raise ValueError(f'num_heads={num_heads} does not divide the {query.shape[1]} channels of query')
+    if not 0 <= dropout <= 1:
+        raise ValueError(f'dropout must be from 0 to 1, got {dropout}')
+
+
+def check_bias(query: Tensor, key: Tensor, num_heads: int, bias: Optional[PositionBias]) -> None:
+    """The bias has the heads, the queries and the keys of the attention."""
+    if bias is None:
+        return
+    if isinstance(bias, FixedBias):
+        if bias.table.dim() != 3 or bias.table.shape[0] != num_heads or not bias.table.numel():
+            raise ValueError(
+                f'the table of FixedBias must be ({num_heads}, queries, keys) for num_heads={num_heads}, '
+                f'got {tuple(bias.table.shape)}'
+            )
+        if tuple(bias.query_size) != tuple(query.shape[2:]) or bias.num_keys != key[0, 0].numel():
+            raise ValueError(
+                f'FixedBias is for {tuple(bias.query_size)} queries and {bias.num_keys} keys, '
+                f'but the maps have {tuple(query.shape[2:])} and {tuple(key.shape[2:])}'
+            )
+        return
+    if not isinstance(bias, (TableBias, LogBias)):
+        raise ValueError(f'bias must be TableBias, LogBias, FixedBias or None, got {type(bias).__name__}')
+    check_position(bias.position, len(query))
+    groups = bias.position.shape[1]
+    if num_heads % groups:
+        raise ValueError(f'the {groups} groups of positions do not divide num_heads={num_heads}')
+    if bias.position.shape[2:4] != key.shape[2:]:
+        raise ValueError(
+            f'there must be a position for each key: positions are {tuple(bias.position.shape[2:4])}, '
+            f'keys {tuple(key.shape[2:])}'
+        )
+    for name, axis, size in (('query_y', bias.query_y, query.shape[2]), ('query_x', bias.query_x, query.shape[3])):
+        if axis.shape != (size,):
+            raise ValueError(f'{name} must be ({size},) for queries {tuple(query.shape[2:])}, got {tuple(axis.shape)}')
+    if isinstance(bias, TableBias):
+        if bias.table.dim() != 3 or bias.table.shape[0] != num_heads or not bias.table.numel():
+            raise ValueError(
+                f'the table of TableBias must be ({num_heads}, rows, columns) for num_heads={num_heads}, '
+                f'got {tuple(bias.table.shape)}'
+            )
+        return
+    hidden = bias.bias1.shape[0] if bias.bias1.dim() == 1 else None
+    shapes = [tuple(x.shape) for x in (bias.weight1, bias.bias1, bias.weight2)]
+    if shapes != [(hidden, 2), (hidden,), (num_heads // groups, hidden)]:
+        raise ValueError(
+            f'weight1, bias1 and weight2 of LogBias must be (hidden, 2), (hidden,) and ({num_heads // groups}, hidden) '
+            f'for {num_heads} heads in {groups} groups, got {shapes[0]}, {shapes[1]} and {shapes[2]}'
+        )
+
+
+def check_position(position: Tensor, batch: int) -> None:
+    """Positions ``(B or 1, G, Hk, Wk, 2)`` for a batch of ``B``."""
+    if position.dim() != 5 or position.shape[4] != 2 or not position.shape[1]:
+        raise ValueError(f'position must be (B, G, Hk, Wk, 2), got {tuple(position.shape)}')
+    if not position.is_floating_point():
+        raise ValueError(f'position must hold floating-point numbers, got {position.dtype}')
+    if position.shape[0] not in (1, batch):
+        raise ValueError(f'positions of {position.shape[0]} images do not go with a batch of {batch}')
+
+
+def check_same_map(query: Tensor, key: Tensor) -> None:
+    """Local attention goes from a map to itself."""
+    if query.shape != key.shape:
+        raise ValueError(
+            f'query, key and value must have the same shape, got {tuple(query.shape)} and {tuple(key.shape)}'
+        )
+
+
+def check_neighborhood(query: Tensor, bias_table: Tensor, num_heads: int, kernel_size: int) -> None:
+    """The neighbourhood is odd and within the map, the table made for it."""
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
+    if min(query.shape[2:]) < kernel_size:
+        raise ValueError(
+            f'a map of {query.shape[2]}x{query.shape[3]} is smaller than kernel_size={kernel_size}: pad it, '
+            f'as mmdat.NeighborhoodAttention does'
+        )
+    side = 2 * kernel_size - 1
+    if tuple(bias_table.shape) != (num_heads, side, side):
+        raise ValueError(
+            f'bias_table must be ({num_heads}, {side}, {side}) for num_heads={num_heads} and '
+            f'kernel_size={kernel_size}, got {tuple(bias_table.shape)}'
+        )
+
+
+def check_windows(query: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift: int) -> None:
+    """The windows fill the map, the table is made for them."""
+    if window_size < 1 or query.shape[2] % window_size or query.shape[3] % window_size:
+        raise ValueError(
+            f'window_size={window_size} does not divide the sides of a map of {query.shape[2]}x{query.shape[3]}: '
+            f'pad it, as mmdat.WindowAttention does'
+        )
+    if not 0 <= shift < window_size:
+        raise ValueError(f'shift must be at least 0 and less than window_size={window_size}, got {shift}')
+    entries = (2 * window_size - 1) ** 2
+    if tuple(bias_table.shape) != (entries, num_heads):
+        raise ValueError(
+            f'bias_table must be ({entries}, {num_heads}) for window_size={window_size} and num_heads={num_heads}, '
+            f'got {tuple(bias_table.shape)}'
+        )
