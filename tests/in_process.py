@@ -12,12 +12,17 @@ from mmdat.cli import run
 ROOT = Path(__file__).parents[1]
 
 
-def load_tool(name: str) -> Any:
-    """The module of tools/NAME.py."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'tools' / f'{name}.py')
+def load_script(path: str) -> Any:
+    """The module of a script, by its path in the checkout."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def load_tool(name: str) -> Any:
+    """The module of tools/NAME.py."""
+    return load_script(f'tools/{name}.py')
 
 
 def forget_runs(kind: type = ManagerMixin) -> None:

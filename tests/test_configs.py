@@ -1,7 +1,6 @@
-"""Every config of the zoo: parses, builds, has the published size, optimizer, schedule and data types."""
+"""Every config of the zoo: parses, builds, has the published size and the recipe of docs/recipes.md."""
 
 import copy
-import functools
 import importlib
 import re
 from pathlib import Path
@@ -10,13 +9,13 @@ import pytest
 import torch
 import torch.nn as nn
 import yaml
-from in_process import load_tool
+from in_process import load_script, load_tool
 from mmengine.config import Config
 from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, METRICS, MODELS, PARAM_SCHEDULERS, TRANSFORMS, init_default_scope
+from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
+from recipe_values import FIELDS
 
 from mmdat import DAT
 
@@ -46,60 +45,9 @@ MODEL_PARAMETERS = {
     'semfpn': (32, 53, 92),
     'upernet': (60, 81, 121),
 }
+RECIPES = {config: family for family in load_script('dev/recipes.py').families() for config in family.configs}
 # DAT's Semantic FPN has the published sizes with position-bias tables for this image size; docs/model_zoo.md says more.
 SEMFPN_IMG_SIZE = 384
-# (learning rate, weight decay, batch size they are for, epochs or iterations, final learning rate)
-RECIPES = {
-    'retinanet_1x': (5e-5, 0.05, 16, 12, 5e-7),
-    'retinanet_3x': (5e-5, 0.05, 16, 36, 5e-7),
-    'maskrcnn_1x': (1e-4, 0.05, 16, 12, 1e-6),
-    'maskrcnn_3x': (1e-4, 0.05, 16, 36, 1e-6),
-    'cascade_maskrcnn_1x': (1e-4, 0.05, 16, 12, 1e-6),
-    'cascade_maskrcnn_3x': (1e-4, 0.05, 16, 36, 1e-6),
-    'semfpn_80k': (1e-4, 1e-4, 16, 80000, 0),
-    'semfpn_40k': (2e-4, 1e-4, 32, 40000, 0),
-    'upernet_160k': (6e-5, 0.01, 16, 160000, 0),
-    'classifier_300e': (1e-3, 0.05, 1024, 300, 1e-5),
-    'dat_b_300e': (8e-4, 0.05, 1024, 300, 1e-5),
-    'dat_b_30e': (2e-6, 1e-8, 512, 30, 1e-7),
-    'datpp_b_30e': (2e-5, 1e-8, 512, 30, 2e-7),
-    'dino_12e': (1e-4, 1e-4, 16, 12, 1e-5),
-    'dino_36e': (1e-4, 1e-4, 16, 36, 1e-6),
-    'mask2former_50e': (1e-4, 0.05, 16, 368750, 1e-6),
-    'mask2former_160k': (1e-4, 0.05, 16, 160000, 0),
-}
-# Stochastic depth in the order T, S, B; None where there is no such config.
-DROP_PATH = {
-    'retinanet_dat_1x': (0.1, 0.1),
-    'retinanet_dat_3x': (0.2, 0.2),
-    'retinanet_datpp_1x': (0.0, 0.1),
-    'retinanet_datpp_3x': (0.2, 0.5),
-    'maskrcnn_dat_1x': (0.1, 0.1),
-    'maskrcnn_dat_3x': (0.2, 0.2),
-    'maskrcnn_datpp_1x': (0.0, 0.1),
-    'maskrcnn_datpp_3x': (0.3, 0.5),
-    'cascade_maskrcnn_dat_1x': (0.0,),
-    'cascade_maskrcnn_dat_3x': (0.2, 0.2, 0.3),
-    'cascade_maskrcnn_datpp_1x': (0.0,),
-    'cascade_maskrcnn_datpp_3x': (0.1, 0.5, 0.8),
-    'semfpn_dat_80k': (0.2, 0.3, 0.5),
-    'semfpn_datpp_40k': (0.4, 0.4, 0.7),
-    'upernet_dat_160k': (0.3, 0.3, 0.3),
-    'upernet_datpp_160k': (0.3, 0.5, 0.7),
-    'classifier_dat_300e': (0.2, 0.3, 0.5),
-    'classifier_datpp_300e': (0.2, 0.4, 0.7),
-    'classifier_dat_30e': (None, None, 0.5),
-    'classifier_datpp_30e': (None, None, 0.6),
-    'dino_dat_12e': (0.2,),
-    'dino_dat_36e': (0.2,),
-    'dino_datpp_12e': (0.2, None, 0.2),
-    'dino_datpp_36e': (0.2, None, 0.2),
-    'mask2former_dat_50e': (0.3,),
-    'mask2former_dat_160k': (0.3,),
-    'mask2former_datpp_50e': (0.3, None, 0.3),
-    'mask2former_datpp_160k': (0.3, None, 0.3),
-}
-
 
 get_flops = load_tool('get_flops')
 
@@ -116,9 +64,6 @@ class Name:
         self.head = match[1] or 'classifier'
         self.generation, self.size, self.schedule, self.dataset = match.groups()[1:]
         self.backbone = f'{self.generation}_{self.size}'
-        #: The published settings: (learning rate, weight decay, batch size, epochs or iterations, final learning rate).
-        self.recipe = RECIPES.get(f'{self.backbone}_{self.schedule}') if self.head == 'classifier' else None
-        self.recipe = self.recipe or RECIPES[f'{self.head}_{self.schedule}']
         self.toolbox = {'coco': 'mmdet', 'ade20k': 'mmseg', 'in1k': 'mmpretrain'}[self.dataset.split('_')[0]]
 
     def __str__(self) -> str:
@@ -233,90 +178,11 @@ def test_metafile_tells_size_cost_and_length(built):
     assert metadata.get('Iterations') == loop.get('max_iters')
 
 
-def test_drop_path_rises_to_the_published_rate(built):
-    name = built.name
-    rate = DROP_PATH[f'{name.head}_{name.generation}_{name.schedule}']['tsb'.index(name.size)]
-    blocks = [block for stage in built.model.backbone.stages for block in stage.blocks]
-    rates = [block.drop_path.drop_prob for block in blocks]
-    assert rates == pytest.approx(torch.linspace(0, rate, len(blocks)).tolist(), abs=1e-6)
-
-
-def test_optimizer_spares_norms_and_tables_from_weight_decay(built):
-    config, model = built.config, built.model
-    lr, decay = built.name.recipe[:2]
-    learned_queries = built.name.head in ('dino', 'mask2former')
-    norms = {
-        id(parameter)
-        for module in model.modules()
-        if isinstance(module, (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm))
-        for parameter in module.parameters()
-    }
-    optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
-    assert isinstance(optimizer, torch.optim.AdamW)
-    settings = {id(p): group for group in optimizer.param_groups for p in group['params']}
-    tables = 0
-    for name, parameter in model.named_parameters():
-        group = settings.pop(id(parameter))
-        is_table = name.endswith('.relative_position_bias_table')
-        tables += is_table
-        free = id(parameter) in norms or is_table
-        if built.name.head in ('semfpn', 'upernet'):
-            free = free and name.startswith('backbone.')
-        if built.name.head == 'classifier':
-            free = free or name.endswith('.bias')
-        if built.name.head == 'mask2former':
-            free = free or bool(re.search(r'(query_embed|query_feat|level_embed)\.weight$', name))
-        if built.name.head == 'dino':
-            free = free or name in ('query_embedding.weight', 'level_embed')
-        assert group['weight_decay'] == (0 if free else decay), name
-        slow = learned_queries and name.startswith('backbone.')
-        assert group['lr'] == pytest.approx(0.1 * lr if slow else lr), name
-        assert tuple(group['betas']) == (0.9, 0.999)
-    assert not settings, 'the optimizer holds parameters that the model does not have'
-    assert tables == sum(model.backbone.arch.depths)
-
-
-def test_auto_scale_lr_knows_its_batch_size(built):
-    batch_size = built.name.recipe[2]
-    assert built.config.auto_scale_lr == dict(enable=False, base_batch_size=batch_size)
-    gpus = 8
-    assert built.config.train_dataloader.batch_size * gpus == batch_size
-
-
-def test_schedule_has_the_published_length_and_end(built):
-    lr, _, _, length, end = built.name.recipe
-    loop = built.config.train_cfg
-    by_epoch = 'max_epochs' in loop
-    assert (loop.max_epochs if by_epoch else loop.max_iters) == length
-    rates = learning_rates(Config(dict(scheduler=built.config.param_scheduler)).dump(), lr, length, by_epoch)
-    assert max(rates) == pytest.approx(lr, rel=0.012)
-    assert rates[-1] == pytest.approx(end, abs=lr / 1000)
-
-
-# Long enough for the warm-up of 500 iterations to end before the first milestone.
-EPOCH_LENGTH = 100
-
-
-@functools.cache
-def learning_rates(scheduler: str, lr: float, length: int, by_epoch: bool) -> list:
-    """The learning rate of each iteration (a list), as MMEngine's ParamSchedulerHook steps the schedulers."""
-    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], lr=lr)
-    schedulers = []
-    for options in Config.fromstring(scheduler, '.py').scheduler:
-        options = dict(options)
-        if options.pop('convert_to_iter_based', False):
-            options['epoch_length'] = EPOCH_LENGTH
-            options['convert_to_iter_based'] = True
-        schedulers.append(PARAM_SCHEDULERS.build(options, default_args=dict(optimizer=optimizer)))
-    rates = []
-    iterations = length * EPOCH_LENGTH if by_epoch else length
-    optimizer.step()  # once, for the schedulers' check of the order
-    for i in range(iterations):
-        rates.append(optimizer.param_groups[0]['lr'])
-        for one in schedulers:
-            if not one.by_epoch or (by_epoch and (i + 1) % EPOCH_LENGTH == 0):
-                one.step()
-    return rates
+def test_recipe_says_what_is_built(built):
+    """docs/recipes.md, value by value."""
+    name = str(built.name)
+    table = {field: RECIPES[name].of(name, field).value for field in FIELDS}
+    assert {field: read(built.config, built.model) for field, read in FIELDS.items()} == table
 
 
 def assert_registered(registry, options: dict) -> None:
