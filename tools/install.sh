@@ -1,38 +1,54 @@
 #!/usr/bin/env bash
 # Install mmdat and everything it needs into a virtual environment.
 #
-#   bash tools/install.sh [--stack current|classic] [--python PYTHON] [--venv DIR] [--print-venv]
+#   bash tools/install.sh [--stack current|classic] [--python PYTHON] [--venv DIR] [--torch-index URL]
+#                         [--compile-ops | --wheel FILE_OR_DIR] [--print-venv]
 #
-#   --stack   current  maintained forks of the OpenMMLab packages on current PyTorch (default)
-#             classic  OpenMMLab's own last releases on PyTorch 2.1
-#   --python  the interpreter the environment is made with (default: python3)
-#   --venv    where the environment lives (default: .venv in the checkout, or .venv-STACK
-#             when .venv already holds the other stack)
-#   --print-venv  only print which directory that is
+#   --stack        current  maintained forks of the OpenMMLab packages on current PyTorch (default)
+#                  classic  OpenMMLab's own last releases on PyTorch 2.1
+#   --python       the interpreter the environment is made with (default: python3)
+#   --venv         where the environment lives (default: .venv in the checkout, or .venv-STACK
+#                  when .venv already holds the other stack)
+#   --torch-index  the package index that torch and torchvision come from, for another CUDA version or for CPUs only
+#                  (default: pip's own)
+#   --compile-ops  compile mmcv's own operators; without it torchvision and PyTorch take their place
+#                  (mmcv-ops-torchvision/README.md) and nothing is compiled
+#   --wheel        a prebuilt mmcv with operators: a wheel, or a directory with one
+#   --print-venv   only print which directory that is
 #
-# mmcv's operators are compiled once, 10 to 20 minutes on 2 cores; the wheel is kept in
-# $MMDAT_CACHE (default ~/.cache/mmdat) and used again by later installs. CUDA operators are
-# compiled when nvcc is found and torch sees a GPU (or FORCE_CUDA=1 is set and nvcc is found).
+# --compile-ops takes minutes, which are estimated beforehand. The wheel is kept in $MMDAT_CACHE (default
+# ~/.cache/mmdat) and used again. CUDA operators are compiled when torch sees a GPU or FORCE_CUDA=1 is set, for that
+# GPU or for TORCH_CUDA_ARCH_LIST; without an nvcc, one of torch's CUDA version is taken from the package index.
 # Running the script again on a finished environment does nothing.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
 
-stack=current python= venv= print_venv=
+stack=current python= venv= torch_index= wheel= compile_ops= print_venv=
 while (($#)); do
   case $1 in
-    --stack | --python | --venv)
+    --stack | --python | --venv | --torch-index | --wheel)
       (($# > 1)) || die "$1 needs a value; see --help"
-      printf -v "${1#--}" %s "$2"
+      name=${1#--}
+      printf -v "${name//-/_}" %s "$2"
       shift 2 ;;
+    --compile-ops) compile_ops=1; shift ;;
     --print-venv) print_venv=1; shift ;;
-    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+    -h | --help) sed -n '2,/^set/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" | sed '$d'; exit ;;
     *) die "unknown option '$1'; see --help" ;;
   esac
 done
 pins=$root/requirements/stacks/$stack.txt
 [[ -f $pins ]] || die "unknown stack '$stack'; choose one of: $(basename -s .txt -a "$root"/requirements/stacks/*.txt | xargs)"
+[[ -z $wheel || -z $compile_ops ]] || die '--wheel is a compiled mmcv already: leave --compile-ops or --wheel out'
+if [[ -d $wheel ]]; then
+  shopt -s nullglob
+  found=("$wheel"/*mmcv*.whl)
+  ((${#found[@]} == 1)) || die "$wheel holds ${#found[@]} wheels of mmcv, not one: name the file"
+  wheel=${found[0]}
+fi
+[[ -z $wheel || ( -f $wheel && $wheel == *.whl ) ]] || die "there is no wheel $wheel"
 
 if [[ -z $venv ]]; then
   venv=$root/.venv
@@ -43,11 +59,13 @@ py=$venv/bin/python
 logs=$venv/install-logs
 
 # --- already done? -------------------------------------------------------------------------
-fingerprint=$(cat "$pins" "$root"/requirements/{runtime,tests}.txt "${BASH_SOURCE[0]}" | cksum)
+fingerprint=$(cat "$pins" "$root"/requirements/{runtime,tests}.txt "$root"/mmcv-ops-torchvision/*/*.py "${BASH_SOURCE[0]}" | cksum)
 check='import mmcv.ops, mmengine, importlib.util as u
 missing = [m for m in ("mmdat", "mmdet", "mmseg", "mmpretrain") if u.find_spec(m) is None]
 assert not missing, f"not importable: {missing}"'
-if [[ -f $venv/mmdat-installed && $(<"$venv/mmdat-installed") == "$fingerprint" ]] && "$py" -c "$check" 2>/dev/null; then
+is_compiled='import sys, mmcv._ext; sys.exit(mmcv._ext.__file__.endswith("_ext.py"))'
+if [[ -z $wheel && -f $venv/mmdat-installed && $(<"$venv/mmdat-installed") == "$fingerprint" ]] &&
+  "$py" -c "$check" 2>/dev/null && { [[ -z $compile_ops ]] || "$py" -c "$is_compiled" 2>/dev/null; }; then
   echo "mmdat ($stack stack) is already installed in $venv"
   exit
 fi
@@ -75,35 +93,13 @@ step() {
 }
 pip() { "$py" -m pip "$@" -c "$pins"; }
 
-# Which kind of mmcv operators this machine gets: 'cpu', or 'cu' with torch's CUDA version.
-flavour() {
-  PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v nvcc >/dev/null || { echo cpu; return; }
-  "$py" - <<'PY'
-import os, torch
-wanted = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
-print(f'cu{torch.version.cuda}' if wanted and torch.version.cuda else 'cpu')
-PY
-}
+# mmcv as it comes: with --compile-ops or --wheel not in the list that is installed.
+packages() { if [[ $compile_ops || $wheel ]]; then grep -vE '^(onedl-mmcv|mmcv-lite)==' "$pins"; else cat "$pins"; fi; }
 
-# Compile mmcv into the directory $1. Its setup needs torch, so no isolated build environment.
-build_mmcv() {
-  local out=$1 work
-  work=$(mktemp -d)
-  trap "rm -rf '$work'" EXIT
-  pip download --no-deps --no-build-isolation --no-binary :all: -d "$work" "$mmcv_name==$mmcv_version"
-  tar -xzf "$work"/*.tar.gz -C "$work"
-  cd "$work"/*/
-  # torch >= 2.10 has C++20 headers, while mmcv's setup asks for C++17.
-  if "$py" -c 'import sys, torch; sys.exit(torch.__version__ < (2, 10))'; then
-    sed -i 's/-std=c++17/-std=c++20/' setup.py
-  fi
-  # Setting these flags drops Python's own -O3 -g: -g0 compiles a file in two thirds of the
-  # time, and -O2 must be asked for, else the operators are built without any optimisation.
-  MMCV_WITH_OPS=1 FORCE_CUDA=$([[ $kind == cpu ]] && echo 0 || echo 1) MAX_JOBS=${MAX_JOBS:-$(nproc)} \
-    CFLAGS="-O2 -g0 ${CFLAGS:-}" CXXFLAGS="-O2 -g0 ${CXXFLAGS:-}" \
-    "$py" -m pip wheel --no-deps --no-build-isolation -w "$work/wheel" . -v
-  mkdir -p "$out"
-  mv "$work"/wheel/*.whl "$out/"
+# Put a compiled mmcv in the place of any other.
+replace_mmcv() {
+  "$py" -m pip uninstall -y mmcv mmcv-lite onedl-mmcv
+  pip install "$1"
 }
 
 # --- the steps -----------------------------------------------------------------------------
@@ -125,22 +121,23 @@ mkdir -p "$logs"
 echo "$stack" >"$venv/mmdat-stack"
 echo "Installing mmdat with the $stack stack into $venv ($("$py" --version))"
 
-step 'build tools' "$net" pip install 'setuptools<81' wheel ninja psutil
-step 'torch and torchvision' "$net" pip install torch torchvision
+step 'build tools' "$net" pip install 'setuptools<81' wheel
+step 'torch and torchvision' "$net" pip install torch torchvision ${torch_index:+--index-url "$torch_index"}
 
-mmcv_name=$(sed -n -E 's/^((onedl-)?mmcv)==.*/\1/p' "$pins")
-mmcv_version=$(sed -n -E 's/^(onedl-)?mmcv==//p' "$pins")
-kind=$(flavour)
-tag=$("$py" -c 'import platform, sys, torch; print(f"torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
-wheels=${MMDAT_CACHE:-$HOME/.cache/mmdat}/wheels/$stack-mmcv$mmcv_version-$tag-$kind
-if ! compgen -G "$wheels/*.whl" >/dev/null; then
-  echo "Compiling mmcv's operators ($kind): 10 to 20 minutes on 2 cores, only this once; progress in $logs"
-  step "compile mmcv ($kind)" "mmcv needs a C++ compiler (Debian: apt install g++) and about 2 GB of memory per job; with less, set MAX_JOBS=1." build_mmcv "$wheels"
+if [[ $compile_ops ]]; then
+  # shellcheck source=tools/compile_mmcv.sh
+  source "$root/tools/compile_mmcv.sh"
+  compile_mmcv
 fi
-step 'mmcv' "If the cached wheel is damaged, remove $wheels and run this command again." pip install "$wheels"/*.whl
-step 'mmengine, mmdet, mmseg, mmpretrain' "$net" pip install -r "$pins"
-step 'mmdat' "$net" pip install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
-step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext is missing, remove $wheels and run this command again." "$py" -c "$check
+packages >"$venv/mmdat-packages.txt"
+step 'mmengine, mmdet, mmseg, mmpretrain' "$net" pip install -r "$venv/mmdat-packages.txt"
+if [[ $wheel ]]; then
+  step 'mmcv' "If the wheel is damaged, remove $wheel and run this command again." replace_mmcv "$wheel"
+fi
+step 'mmdat' "$net" pip install --no-build-isolation --force-reinstall --no-deps "$root/mmcv-ops-torchvision"
+step 'mmdat with its tests' "$net" pip install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
+step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext cannot be imported, mmcv was compiled for another torch: remove $wheel and run this command again." "$py" -c "$check
 import mmdet.models, mmseg.models, mmpretrain.models, mmdat"
 echo "$fingerprint" >"$venv/mmdat-installed"
-printf 'Done in %d s. mmcv operators: %s. Activate with: source %s/bin/activate\n' $((SECONDS - begin)) "$kind" "$venv"
+operators=$("$py" -c "$is_compiled" && echo compiled || echo "torchvision's")
+printf 'Done in %d s. mmcv operators: %s. Activate with: source %s/bin/activate\n' $((SECONDS - begin)) "$operators" "$venv"

@@ -8,9 +8,14 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 install=()
-while (($#)) && [[ $1 == --stack || $1 == --python || $1 == --venv ]]; do
-  install+=("$1" "${2:?$1 needs a value}")
-  shift 2
+while (($#)); do
+  case $1 in
+    --stack | --python | --venv | --torch-index | --wheel)
+      install+=("$1" "${2:?$1 needs a value}")
+      shift 2 ;;
+    --compile-ops) install+=("$1"); shift ;;
+    *) break ;;
+  esac
 done
 bash tools/install.sh ${install[@]+"${install[@]}"}
 venv=$(bash tools/install.sh ${install[@]+"${install[@]}"} --print-venv)
