@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -21,12 +22,15 @@ def install(*args):
         (['--stack'], '--stack needs a value'),
         (['--cuda'], "unknown option '--cuda'"),
         (['--venv', '{tmp}/venv', '--python', 'no-such-python'], "no interpreter 'no-such-python'"),
+        (['--venv', '{tmp}/venv', '--wheel', '{tmp}/mmcv.whl'], 'there is no wheel {tmp}/mmcv.whl'),
+        (['--venv', '{tmp}/venv', '--wheel', '{tmp}'], '{tmp} holds 0 wheels of mmcv, not one'),
+        (['--compile-ops', '--wheel', 'mmcv.whl'], 'leave --compile-ops or --wheel out'),
     ],
 )
 def test_wrong_options_are_named(args, message, tmp_path):
     result = install(*(arg.format(tmp=tmp_path) for arg in args))
     assert result.returncode == 1
-    assert message in result.stderr
+    assert message.format(tmp=tmp_path) in result.stderr
     assert not (tmp_path / 'venv').exists()
 
 
@@ -48,8 +52,10 @@ def test_the_other_stack_goes_beside_an_environment_that_is_taken(tmp_path):
     assert venv('classic') == str(tmp_path / '.venv-classic')
 
 
-def test_the_wheel_carries_configs_and_tools(tmp_path):
-    source = tmp_path / 'source'
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
+    """What is under version control, without the tests."""
+    source = tmp_path_factory.mktemp('checkout')
     files = subprocess.run(['git', 'ls-files', '-z'], cwd=ROOT, capture_output=True, text=True)
     if files.returncode:
         pytest.skip('not a git checkout')
@@ -58,26 +64,70 @@ def test_the_wheel_carries_configs_and_tools(tmp_path):
             target = source / name
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes((ROOT / name).read_bytes())
-    subprocess.check_call(
-        [
-            sys.executable,
-            '-m',
-            'pip',
-            'wheel',
-            '-q',
-            '--no-deps',
-            '--no-build-isolation',
-            '-w',
-            str(tmp_path),
-            str(source),
-        ]
-    )
-    [wheel] = tmp_path.glob('mmdat-*.whl')
-    names = set(zipfile.ZipFile(wheel).namelist())
+    return source
+
+
+def build(source, target):
+    """The names in a wheel of ``source``, and its requirements."""
+    command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', str(target)]
+    subprocess.check_call([*command, str(source)])
+    [wheel] = target.glob('*.whl')
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        [metadata] = [name for name in names if name.endswith('.dist-info/METADATA')]
+        lines = archive.read(metadata).decode().splitlines()
+    return set(names), [line.split(': ', 1)[1] for line in lines if line.startswith('Requires-Dist: ')]
+
+
+def test_the_wheel_carries_configs_and_tools(source, tmp_path):
+    names, requirements = build(source, tmp_path)
     assert {
         'mmdat/models/dat.py',
         'mmdat/.mim/configs/maskrcnn_dat_t_1x_coco.py',
         'mmdat/.mim/tools/train.py',
         'mmdat/.mim/model-index.yml',
     } <= names
-    assert not any(name.startswith(('tests', 'configs', 'tools')) for name in names)
+    assert not any(name.startswith(('tests', 'configs', 'tools', 'mmcv')) for name in names)
+    # The backbones need PyTorch only, which itself requires filelock.
+    core = [line for line in requirements if 'extra ==' not in line]
+    assert {line.split('>')[0] for line in core} == {'filelock', 'numpy', 'torch'}
+    # mmdat[mm] finds mmcv's operators beside it.
+    [operators] = [line for line in requirements if line.startswith('mmcv-ops-torchvision')]
+    assert operators.startswith(f'mmcv-ops-torchvision @ {(source / "mmcv-ops-torchvision").as_uri()}')
+    assert not [
+        line for line in requirements if "extra == 'mm'" in line.replace('"', "'") and '==' in line.split(';')[0]
+    ]
+
+
+def test_what_is_built_from_a_source_distribution_names_no_directory(source, tmp_path):
+    subprocess.check_call(
+        [sys.executable, 'setup.py', '-q', 'sdist', '-d', str(tmp_path)], cwd=source, stderr=subprocess.DEVNULL
+    )
+    [archive] = tmp_path.glob('mmdat-*.tar.gz')
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path)
+    names, requirements = build(archive.with_name(archive.name[: -len('.tar.gz')]), tmp_path)
+    assert 'mmdat/.mim/tools/train.py' in names
+    assert not [line for line in requirements if 'file:' in line]
+    assert [line for line in requirements if line.startswith('mmcv-ops-torchvision>=')]
+
+
+def test_an_editable_installation_needs_no_links(source, tmp_path):
+    code = """
+import os, runpy, sys
+def refuse(*args, **kwargs):
+    raise OSError('a privilege is not held by the client')
+os.symlink = os.link = refuse
+sys.argv = ['setup.py', '-q', 'editable_wheel', '--dist-dir', sys.argv[1]]
+runpy.run_path('setup.py', run_name='__main__')
+"""
+    subprocess.check_call([sys.executable, '-c', code, str(tmp_path)], cwd=source, stderr=subprocess.DEVNULL)
+    assert (source / 'mmdat' / '.mim' / 'configs' / 'maskrcnn_dat_t_1x_coco.py').is_file()
+    assert list(tmp_path.glob('mmdat-*.whl'))
+
+
+def test_the_wheel_of_mmcvs_operators_adds_one_file_to_mmcv(source, tmp_path):
+    names, requirements = build(source / 'mmcv-ops-torchvision', tmp_path)
+    assert [name for name in names if name.startswith('mmcv/')] == ['mmcv/_ext.py']
+    assert {'mmcv_ops_torchvision/boxes.py', 'mmcv_ops_torchvision/py.typed'} <= names
+    assert {line.split('>')[0] for line in requirements} == {'numpy', 'torch', 'torchvision'}

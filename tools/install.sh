@@ -134,8 +134,8 @@ step 'mmengine, mmdet, mmseg, mmpretrain' "$net" pip install -r "$venv/mmdat-pac
 if [[ $wheel ]]; then
   step 'mmcv' "If the wheel is damaged, remove $wheel and run this command again." replace_mmcv "$wheel"
 fi
-step 'mmdat' "$net" pip install --no-build-isolation --force-reinstall --no-deps "$root/mmcv-ops-torchvision"
-step 'mmdat with its tests' "$net" pip install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
+step 'mmcv-ops-torchvision' "$net" pip install --no-build-isolation --force-reinstall --no-deps "$root/mmcv-ops-torchvision"
+step 'mmdat' "$net" pip install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
 step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext cannot be imported, mmcv was compiled for another torch: remove $wheel and run this command again." "$py" -c "$check
 import mmdet.models, mmseg.models, mmpretrain.models, mmdat"
 echo "$fingerprint" >"$venv/mmdat-installed"
