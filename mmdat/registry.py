@@ -11,7 +11,12 @@ from .checkpoints import schemes  # noqa: F401, registers mmdat://NAME and .safe
 
 MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmdat', locations=['mmdat.models'])
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmdat', locations=['mmdat.hooks'])
-DATASETS = Registry('dataset', parent=MMENGINE_DATASETS, scope='mmdat', locations=['mmdat.datasets'])
+DATASETS = Registry(
+    'dataset',
+    parent=MMENGINE_DATASETS,
+    scope='mmdat',
+    locations=['mmdat.datasets.label_maps', 'mmdat.datasets.class_folders'],
+)
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,

@@ -7,6 +7,7 @@
 #     train/CLASS/…, val/CLASS/…                      the images
 data_root = 'data/own'  # what --data replaces
 classes_from = 'class_folders'
+val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
 
 val_evaluator = dict(topk=(1,))  # there may be fewer than five classes
 test_evaluator = val_evaluator

@@ -8,6 +8,7 @@
 #     train/, val/                                    the images
 data_root = 'data/own'  # what --data replaces; of all of the following
 classes_from = 'coco'
+val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
 
 train_dataloader = dict(dataset=dict(ann_file='annotations/train.json', data_prefix=dict(img='train/')))
 val_dataloader = dict(dataset=dict(ann_file='annotations/val.json', data_prefix=dict(img='val/')))

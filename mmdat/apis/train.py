@@ -67,7 +67,9 @@ def train(
     notes = prepare_resume(cfg, resume) if resume else []
     check_run(cfg, training=True)
     keep_a_whole_checkpoint(cfg)
-    cfg.setdefault('default_hooks', ConfigDict()).setdefault('seed', dict(type='mmdat.SeedHook'))
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks.setdefault('seed', dict(type='mmdat.SeedHook'))
+    hooks.setdefault('data_check', dict(type='mmdat.DataCheckHook'))
     runner = _build(cfg, compile)
     start = cfg.get('load_from')
     # A FlexibleRunner builds its model later.
@@ -117,6 +119,7 @@ def evaluate(
     if compile:
         check_compile(cfg)
     check_run(cfg, training=False)
+    cfg.setdefault('default_hooks', ConfigDict()).setdefault('data_check', dict(type='mmdat.DataCheckHook'))
     runner = _build(cfg, compile)
     if '://' not in checkpoint:
         model = runner.model.module if is_model_wrapper(runner.model) or tta else runner.model

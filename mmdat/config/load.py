@@ -58,12 +58,12 @@ def load_config(
             f'--data {data} needs --override with the layout of your data, one of configs/own_data, such as '
             f'--override configs/own_data/coco_folder.py'
         )
-    if cfg.get('classes_from'):
-        cfg.data_root = data or str(cfg.data_root)  # MMEngine makes a number of data_root=2024
-        _set_num_classes(cfg, len(complete_config(cfg)))
-    cfg.launcher = launcher
     if work_dir or not cfg.get('work_dir'):
         cfg.work_dir = work_dir or os.path.join('work_dirs', name)
+    if cfg.get('classes_from'):
+        cfg.data_root = data or str(cfg.data_root)  # MMEngine makes a number of data_root=2024
+        _set_num_classes(cfg, len(complete_config(cfg, cfg.work_dir)))
+    cfg.launcher = launcher
     return cfg
 
 

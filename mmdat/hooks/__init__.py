@@ -1,4 +1,5 @@
+from .data_check import DataCheckHook
 from .sampling_points import SamplingPointsHook
 from .seed import SeedHook
 
-__all__ = ['SamplingPointsHook', 'SeedHook']
+__all__ = ['DataCheckHook', 'SamplingPointsHook', 'SeedHook']

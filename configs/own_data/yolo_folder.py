@@ -1,0 +1,15 @@
+# Trains any config of boxes for COCO on a dataset of your own in the format of YOLO (needs pip install globox).
+#
+#   python tools/train.py configs/retinanet_dat_t_1x_coco.py --override configs/own_data/yolo_folder.py --data my_data
+#
+#   my_data/
+#     images/train/NAME.jpg, images/val/…
+#     labels/train/NAME.txt, labels/val/…             a line per object: class, x and y of the centre, width, height
+#     data.yaml or classes.txt                        the names of the classes
+data_root = 'data/own'  # what --data replaces; of all of the following
+classes_from = 'yolo'
+val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
+
+train_dataloader = dict(dataset=dict(ann_file='labels/train', data_prefix=dict(img='images/train/')))
+val_dataloader = dict(dataset=dict(ann_file='labels/val', data_prefix=dict(img='images/val/')))
+test_dataloader = val_dataloader

@@ -1,0 +1,99 @@
+"""Data of one's own: what a config asks for with ``classes_from`` (see configs/own_data and docs/custom_data.md)."""
+
+import copy
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
+
+from mmdat.errors import RunError
+
+from ..walk import innermost_datasets
+from . import class_folders, coco, converted, label_maps
+from .colours import well_apart
+from .layout import LAYOUT_HELP, Layout
+
+_LAYOUTS = dict(
+    coco=coco.complete,
+    label_maps=label_maps.complete,
+    class_folders=class_folders.complete,
+    voc=converted.complete_voc,
+    yolo=converted.complete_yolo,
+)
+_OPTIONS = ('classes_from', 'val_fraction', 'reduce_zero_label', 'label_map')
+
+
+def complete_config(cfg: Config, work_dir: str) -> list[str]:
+    """Put a config's datasets below its ``data_root``, with the classes that ``classes_from`` says, in place.
+
+    Taken out of the config are ``classes_from`` and the options that go with it: ``val_fraction``, and for label maps
+    ``reduce_zero_label`` and ``label_map``. ``classes_from`` is one of:
+
+    - ``'coco'``: the categories of ``ann_file``; ``ann_file`` of COCO's metrics follows, too. Fields that are missing
+      are completed in a copy below the work directory.
+    - ``'label_maps'``: ``classes.txt`` in the data root or else the labels of the training maps.
+    - ``'class_folders'``: the names of the folders of the training images.
+    - ``'voc'``, ``'yolo'``: the names in the annotations, which are converted to COCO format.
+
+    Where there is no validation data, the config is left without validation. Faults of test data that are not the
+    validation data are no faults of a training, and only named.
+
+    Returns:
+        The names of the classes.
+
+    Raises:
+        RunError: If files are missing or hold what cannot be learnt from; says which and why.
+    """
+    options = {key: cfg.pop(key, None) for key in _OPTIONS}
+    kind = options['classes_from']
+    if kind not in _LAYOUTS:
+        raise RunError(f'classes_from must be one of {", ".join(_LAYOUTS)}, got {kind!r}')
+    root = Path(os.path.expanduser(cfg.data_root))
+    if not root.is_dir():
+        raise RunError(
+            f'there is no directory {root.absolute()} with your data: name yours with --data DIRECTORY; {LAYOUT_HELP}'
+        )
+    _check_fraction(options['val_fraction'])
+    test_is_val = cfg.get('test_dataloader') == cfg.get('val_dataloader')
+    layout = Layout(cfg, root, Path(work_dir), options, test_is_val)
+    classes = _LAYOUTS[kind](layout)
+    if layout.without_validation:
+        cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
+        print_log(
+            f'{root.absolute()} has no validation data, so nothing is validated: --val-fraction 0.1 keeps a tenth of '
+            f'the training data for it',
+            logger='current',
+            level=logging.WARNING,
+        )
+    elif test_is_val:
+        cfg.test_dataloader, cfg.test_evaluator = copy.deepcopy(cfg.val_dataloader), copy.deepcopy(cfg.val_evaluator)
+    for dataset in _datasets(cfg):
+        dataset.data_root = str(root)
+        dataset.metainfo = _metainfo(dataset, classes)
+    for note in layout.notes:
+        print_log(note, logger='current', level=logging.WARNING)
+    print_log(f'{len(classes)} classes from {root.absolute()}: {", ".join(classes)}', logger='current')
+    return classes
+
+
+def _datasets(cfg: Config) -> list[ConfigDict]:
+    loaders = [cfg.get(f'{part}_dataloader') for part in ('train', 'val', 'test')]
+    return [dataset for loader in loaders if loader for dataset in innermost_datasets(loader['dataset'])]
+
+
+def _metainfo(dataset: ConfigDict, classes: list[str]) -> dict[str, Any]:
+    """Names and colours of the classes; colours of the config are kept if there is one for each class."""
+    palette = (dataset.get('metainfo') or {}).get('palette')
+    if not isinstance(palette, (list, tuple)) or len(palette) != len(classes):
+        palette = well_apart(len(classes))
+    # mmdet's visualizer takes a list for several colours.
+    return dict(classes=tuple(classes), palette=[tuple(colour) for colour in palette])
+
+
+def _check_fraction(fraction: Any) -> None:
+    good = isinstance(fraction, (int, float)) and not isinstance(fraction, bool) and 0 < fraction < 1
+    if fraction is not None and not good:
+        raise RunError(f'val_fraction must be a number between 0 and 1, such as 0.1, got {fraction!r}')

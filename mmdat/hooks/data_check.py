@@ -1,0 +1,156 @@
+"""A hook that counts what a run will learn from, before it does."""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+import cv2
+import numpy as np
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from mmdat.datasets.files import in_threads, read_label_map
+from mmdat.errors import RunError
+from mmdat.registry import HOOKS
+
+IGNORED = 255
+ROWS = 20
+
+
+class Counts(NamedTuple):
+    """What a dataset hands out: objects, pixels or images per class, and the number of images."""
+
+    unit: str
+    of_class: np.ndarray
+    images: int
+
+
+@HOOKS.register_module()
+class DataCheckHook(Hook):
+    """Count what the datasets of a run hand out, per class, and say it in a table at the start.
+
+    The datasets are those that the run has built, so what they filter out is not counted: objects of a crowd, images
+    without objects, labels that are ignored. Pixels are counted in whole label maps, before they are cropped. Datasets
+    of other kinds than detection, segmentation and classification are left out.
+
+    Raises:
+        RunError: Before anything is learnt, if there is nothing of any class.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def before_run(self, runner: Runner) -> None:
+        loops = dict(train=getattr(runner, 'train_loop', None), val=getattr(runner, 'val_loop', None))
+        self._check(runner, {part: loop for part, loop in loops.items() if hasattr(loop, 'dataloader')})
+
+    def before_test(self, runner: Runner) -> None:
+        self._check(runner, dict(test=runner.test_loop))
+
+    def _check(self, runner: Runner, loops: dict[str, Any]) -> None:
+        outcome: list[Optional[str]] = [None]
+        if is_main_process():
+            try:
+                self._report(runner, {part: loop.dataloader.dataset for part, loop in loops.items()})
+            except RunError as error:
+                outcome = [str(error)]
+        broadcast_object_list(outcome)  # all processes of a run stop, or none
+        if outcome[0]:
+            raise RunError(outcome[0])
+
+    def _report(self, runner: Runner, datasets: dict[str, Any]) -> None:
+        counts = {part: count(dataset) for part, dataset in datasets.items()}
+        counts = {part: one for part, one in counts.items() if one is not None}
+        if not counts:
+            return
+        classes = list(datasets[next(iter(counts))].metainfo.get('classes') or [])
+        runner.logger.info('\n'.join(table(counts, classes)))
+        for part, one in counts.items():
+            if not one.of_class.sum():
+                raise RunError(
+                    f'the dataset of {part}_dataloader has {one.images} images, but no {one.unit} of any class, so '
+                    f'nothing can be {"learnt" if part == "train" else "evaluated"}: correct its annotations'
+                )
+        train = counts.get('train')
+        if train is not None:
+            self._warn(runner, train, classes)
+
+    @staticmethod
+    def _warn(runner: Runner, train: Counts, classes: Sequence[str]) -> None:
+        if train.unit == 'pixels' and (train.of_class > 0).sum() < 2:
+            raise RunError('the training label maps have pixels of one class only, so nothing can be told apart')
+        absent = [name for name, number in zip(classes, train.of_class) if not number]
+        if absent:
+            some = ', '.join(absent[:ROWS]) + (f' and {len(absent) - ROWS} more' if len(absent) > ROWS else '')
+            runner.logger.warning(
+                f'{len(absent)} of {len(classes)} classes have no {train.unit} to learn from: {some}.'
+            )
+
+
+def count(dataset: Any) -> Optional[Counts]:
+    """What a dataset hands out; None for kinds that are not known."""
+    parts = getattr(dataset, 'datasets', None) or [getattr(dataset, 'dataset', None)]
+    if parts[0] is not None:
+        found = [count(part) for part in parts]
+        if any(one is None for one in found) or len({(one.unit, len(one.of_class)) for one in found}) > 1:
+            return None
+        return Counts(found[0].unit, sum(one.of_class for one in found), sum(one.images for one in found))
+    classes = getattr(dataset, 'metainfo', {}).get('classes')
+    if not classes or not hasattr(dataset, 'get_data_info'):
+        return None
+    infos = [dataset.get_data_info(number) for number in range(len(dataset))]
+    if all('instances' in info for info in infos):
+        labels = [one['bbox_label'] for info in infos for one in info['instances'] if not one.get('ignore_flag')]
+        return Counts('objects', np.bincount(labels or [0], minlength=len(classes)) * bool(labels), len(infos))
+    if all('gt_label' in info for info in infos):
+        labels = np.concatenate([np.atleast_1d(info['gt_label']) for info in infos]) if infos else np.zeros(0)
+        return Counts('images', np.bincount(labels.astype(int), minlength=len(classes)), len(infos))
+    if all(Path(info.get('seg_map_path') or '').is_file() for info in infos):
+        return _count_pixels(dataset, infos, len(classes))
+    return None
+
+
+def _count_pixels(dataset: Any, infos: list[dict], number: int) -> Optional[Counts]:
+    table = _labels_of_values(dataset, infos[0]) if infos else None
+    if table is None:
+        return None
+    pixels = np.zeros(256, dtype=np.int64)
+    paths = [Path(info['seg_map_path']) for info in infos]
+    for path, label_map in zip(paths, in_threads(read_label_map, paths)):
+        for value, amount in label_map.pixels.items():
+            label = table[value]
+            if number <= label != IGNORED:
+                raise RunError(
+                    f'{path} has the value {value}, which is loaded as label {label}, but there are {number} classes: '
+                    f'correct the map, or map its values with label_map or reduce_zero_label (docs/custom_data.md)'
+                )
+            pixels[label] += amount
+    return Counts('pixels', pixels[:number], len(infos))
+
+
+def _labels_of_values(dataset: Any, info: dict) -> Optional[np.ndarray]:
+    """The label that each value of a map becomes: what the pipeline's own loader makes of a map of all values."""
+    loaders = [step for step in dataset.pipeline.transforms if type(step).__name__ == 'LoadAnnotations']
+    if not loaders:
+        return None
+    with tempfile.TemporaryDirectory() as directory:
+        path = f'{directory}/values.png'
+        cv2.imwrite(path, np.arange(256, dtype=np.uint8).reshape(16, 16))
+        results = loaders[0](dict(info, seg_map_path=path, seg_fields=[]))
+    return results['gt_seg_map'].ravel()
+
+
+def table(counts: dict[str, Counts], classes: Sequence[str]) -> list[str]:
+    """Lines of a table: a row per class, a column per part."""
+    units = next(iter(counts.values())).unit
+    numbers = np.stack([one.of_class for one in counts.values()], axis=1)
+    width = max([len(name) for name in classes[:ROWS]] + [len('images in all')])
+    row = lambda name, values: name.ljust(width) + ''.join(f'{value:>15,}' for value in values)  # noqa: E731
+    lines = [f'What the run works on, {units} per class:', ' ' * width + ''.join(f'{part:>15}' for part in counts)]
+    lines += [row(name, values) for name, values in zip(classes[:ROWS], numbers.tolist())]
+    if len(classes) > ROWS:
+        lines.append(row(f'{len(classes) - ROWS} others', numbers[ROWS:].sum(0).tolist()))
+    if units != 'images':
+        lines.append(row('images in all', [one.images for one in counts.values()]))
+    return lines
