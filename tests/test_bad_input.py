@@ -158,7 +158,7 @@ CASES = [
         'annotations in another format',
         write(TRAIN_JSON, '{"shapes": []}'),
         own(),
-        'train.json is no annotation file in COCO format: KeyError',
+        'train.json is no annotation file in COCO format: it has no list "images"',
     ),
     Case(
         'no categories',

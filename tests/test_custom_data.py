@@ -92,13 +92,13 @@ def workplace(source, tmp_path, monkeypatch):
     return tmp_path
 
 
-def load(config, helper, root='my data', **options):
+def load(config, helper, root='my data', work_dir='work', **options):
     return load_config(
         str(config),
         override=str(OWN / f'{helper}.py'),
         options=options or None,
         data=root,
-        work_dir='work',
+        work_dir=str(work_dir),
     )
 
 
@@ -109,6 +109,17 @@ QUICK = ['train_dataloader.batch_size=2', 'default_hooks.logger.interval=1', 'de
     for option in ('num_workers=0', 'persistent_workers=False')
 ]
 CHANNELS = list(NANO['dat']['dims'])
+# In place of the many scales of the recipe.
+PIPELINES = {
+    'coco_folder': """
+train_dataloader = dict(dataset=dict(pipeline=[
+    dict(type='LoadImageFromFile'),
+    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
+    dict(type='Resize', scale=(160, 120), keep_ratio=True),
+    dict(type='PackDetInputs'),
+]))
+"""
+}
 TASKS = {
     'coco_folder': (
         'maskrcnn_dat_t_1x_coco',
@@ -119,7 +130,6 @@ TASKS = {
         ),
         [
             'train_cfg.max_epochs=1',
-            'train_dataloader.dataset.pipeline.2.scale=(160,120)',
             'val_dataloader.dataset.pipeline.1.scale=(160,120)',
             'model.test_cfg.rcnn.score_thr=0.0',
             'model.train_cfg.rpn_proposal.max_per_img=50',
@@ -169,7 +179,7 @@ TASKS = {
 def test_train_and_evaluate(helper, workplace, monkeypatch):
     base, model, options, metric, checkpoint, classes = TASKS[helper]
     config = workplace / 'mine.py'
-    config.write_text(f'_base_ = "{ROOT}/configs/{base}.py"\nmodel = {model!r}\n')
+    config.write_text(f'_base_ = "{ROOT}/configs/{base}.py"\nmodel = {model!r}\n{PIPELINES.get(helper, "")}')
     root = 'my data/folders' if helper == 'class_folders' else 'my data'
     call_tool(
         monkeypatch,
@@ -222,7 +232,7 @@ def zoo():
 
 
 @pytest.mark.parametrize('name', zoo())
-def test_every_head_of_every_config_follows(name, source):
+def test_every_head_of_every_config_follows(name, source, tmp_path):
     helper, count, root = {
         'in1k': ('class_folders', 3, source / 'folders'),
         'ade20k': ('image_label_folder', 4, source),
@@ -231,9 +241,9 @@ def test_every_head_of_every_config_follows(name, source):
     config = ROOT / f'configs/{name}.py'
     if 'panoptic' in name:
         with pytest.raises(RunError, match='not panoptic annotations: choose another config'):
-            load(config, helper, str(root))
+            load(config, helper, str(root), tmp_path)
         return
-    cfg = load(config, helper, str(root))
+    cfg = load(config, helper, str(root), tmp_path)
     found = []
 
     def look(node):
@@ -323,12 +333,12 @@ def rewrite(path, change):
         (
             'image_label_folder',
             lambda root: (root / 'classes.txt').write_text('a\nb\n'),
-            'has the label 3, but .* only 2',
+            'has the label [23], as 2 of 4 maps .*names of only 2 classes',
         ),
         (
             'image_label_folder',
             lambda root: cv2.imwrite(str(root / 'labels/train/0.png'), np.zeros((9, 9, 3), np.uint8)),
-            'labels/train/0.png is a colour picture',
+            'labels/train/0.png is a gray picture saved in colour',
         ),
         (
             'image_label_folder',
@@ -362,5 +372,7 @@ def test_data_needs_a_layout(workplace):
 
 
 def test_unknown_layouts_are_refused(workplace):
-    with pytest.raises(RunError, match="classes_from must be one of coco, label_maps, class_folders, got 'names'"):
+    with pytest.raises(
+        RunError, match="classes_from must be one of coco, label_maps, class_folders, voc, yolo, got 'names'"
+    ):
         load(ROOT / 'configs/dat_t_300e_in1k.py', 'class_folders', classes_from='names')

@@ -13,10 +13,9 @@ classes_from = 'label_maps'
 # Options, such as --cfg-options label_map=0:0,255:1
 val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
 reduce_zero_label = False  # True: labels start at 1, and 0 marks what belongs to none
-label_map = None  # values of the maps and the labels that they become: '0:0,100:1,200:2'; the others stay
+label_map = {}  # values of the maps and the labels that they become, '0:0,100:1,200:2'; other values stay
 
-# ADE20KDataset accepts no other classes.
-dataset = dict(type='mmdat.LabelMapFolder', img_suffix=None, seg_map_suffix='.png', reduce_zero_label=False)
+dataset = dict(img_suffix=None, seg_map_suffix='.png', reduce_zero_label=False)
 train_dataloader = dict(dataset=dict(**dataset, data_prefix=dict(img_path='images/train', seg_map_path='labels/train')))
 val_dataloader = dict(dataset=dict(**dataset, data_prefix=dict(img_path='images/val', seg_map_path='labels/val')))
 test_dataloader = val_dataloader

@@ -8,7 +8,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
-import cv2
 import mmcv
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -75,7 +74,7 @@ def in_threads(function: Callable, items: Iterable[Any]) -> list[Any]:
 
 
 def image_size(path: Path) -> Optional[ImageSize]:
-    """Size of an image by the head of its file; None for formats that only OpenCV or tifffile know.
+    """Size of an image by the head of its file; None for a TIFF that Pillow does not know.
 
     Raises:
         RunError: If the file is no image, or one of more pixels than Pillow takes for an honest one.
@@ -87,7 +86,7 @@ def image_size(path: Path) -> Optional[ImageSize]:
     except Image.DecompressionBombError as error:
         raise too_large(path, error) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        if path.stat().st_size and (cv2.haveImageReader(str(path)) or path.suffix.lower() in ('.tif', '.tiff')):
+        if path.stat().st_size and path.suffix.lower() in ('.tif', '.tiff'):
             return None
         raise RunError(f'{path} is not a readable image: replace it, or take it out of the dataset') from error
 

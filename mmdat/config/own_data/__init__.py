@@ -23,6 +23,7 @@ _LAYOUTS = dict(
     voc=converted.complete_voc,
     yolo=converted.complete_yolo,
 )
+_OF_DATASETS = ('ann_file', 'data_prefix', 'split', 'img_suffix', 'seg_map_suffix', 'reduce_zero_label')
 _OPTIONS = ('classes_from', 'val_fraction', 'reduce_zero_label', 'label_map')
 
 
@@ -57,6 +58,8 @@ def complete_config(cfg: Config, work_dir: str) -> list[str]:
             f'there is no directory {root.absolute()} with your data: name yours with --data DIRECTORY; {LAYOUT_HELP}'
         )
     _check_fraction(options['val_fraction'])
+    for part in ('train', 'val', 'test'):
+        _push_down(cfg[f'{part}_dataloader'].dataset)
     test_is_val = cfg.get('test_dataloader') == cfg.get('val_dataloader')
     layout = Layout(cfg, root, Path(work_dir), options, test_is_val)
     classes = _LAYOUTS[kind](layout)
@@ -77,6 +80,22 @@ def complete_config(cfg: Config, work_dir: str) -> list[str]:
         print_log(note, logger='current', level=logging.WARNING)
     print_log(f'{len(classes)} classes from {root.absolute()}: {", ".join(classes)}', logger='current')
     return classes
+
+
+def _push_down(dataset: ConfigDict) -> None:
+    """Move what the helper config says of a dataset from a wrapper, such as RepeatDataset, to what it wraps."""
+    inner = [*_listed(dataset.get('dataset')), *_listed(dataset.get('datasets'))]
+    if not inner:
+        return
+    given = {key: dataset.pop(key) for key in _OF_DATASETS if key in dataset}
+    for one in inner:
+        # Several have places of their own.
+        one.update({key: value for key, value in given.items() if len(inner) == 1 or key not in one})
+        _push_down(one)
+
+
+def _listed(value: Any) -> list:
+    return list(value) if isinstance(value, (list, tuple)) else [value] if value else []
 
 
 def _datasets(cfg: Config) -> list[ConfigDict]:

@@ -1,0 +1,656 @@
+"""What people's data have in them: it is trained on as it is meant, or named in one sentence before anything is learnt.
+
+Configs are loaded, as tools do it, and the datasets that they describe are built; nothing is trained.
+"""
+
+import json
+import shutil
+import zlib
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from in_process import forget_runs
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image
+
+from mmdat.config.load import load_config
+from mmdat.config.own_data.colours import well_apart
+from mmdat.config.own_data.layout import printable
+from mmdat.datasets.files import find_images, held_out
+from mmdat.errors import RunError
+from mmdat.hooks.data_check import count, table
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = {
+    'coco_folder': 'maskrcnn_datnano_shapes',
+    'image_label_folder': 'upernet_datnano_shapes',
+    'class_folders': 'datnano_shapes',
+    'voc_folder': 'maskrcnn_datnano_shapes',
+    'yolo_folder': 'maskrcnn_datnano_shapes',
+}
+SIZE = (48, 64)  # height, width
+COUNTS = dict(train=4, val=2)
+
+
+def square(number):
+    """An image with a square, and its mask."""
+    mask = np.zeros(SIZE, np.uint8)
+    mask[8 + number : 24 + number, 16:40] = 1
+    return np.where(mask[..., None], 200, 60).repeat(3, 2).astype(np.uint8), mask
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def make_coco(edit=lambda data: None, dump=json.dumps, splits=('train', 'val')):
+    for split in splits:
+        data = dict(images=[], annotations=[], categories=[dict(id=1, name='cat'), dict(id=2, name='dog')])
+        for i in range(COUNTS[split]):
+            image, mask = square(i)
+            Path('data', split).mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(f'data/{split}/{i}.jpg', image)
+            x, y, w, h = cv2.boundingRect(mask)
+            polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+            data['images'].append(dict(id=i, file_name=f'{i}.jpg', height=SIZE[0], width=SIZE[1]))
+            about = dict(id=i + 1, image_id=i, category_id=i % 2 + 1)
+            data['annotations'].append(dict(about, bbox=[x, y, w, h], area=w * h, iscrowd=0, segmentation=[polygon]))
+        edit(data)
+        Path('data/annotations').mkdir(exist_ok=True)
+        text = dump(data)
+        Path(f'data/annotations/{split}.json').write_bytes(text if isinstance(text, bytes) else text.encode())
+
+
+def make_maps(
+    encode=lambda mask: mask, val=None, classes='background\nobject\n', suffix='.png', splits=('train', 'val')
+):
+    for split in splits:
+        for kind in ('images', 'labels'):
+            Path('data', kind, split).mkdir(parents=True, exist_ok=True)
+        for i in range(COUNTS[split]):
+            image, mask = square(i)
+            cv2.imwrite(f'data/images/{split}/{i}.jpg', image)
+            label_map = (val if split == 'val' and val else encode)(mask)
+            assert cv2.imwrite(
+                f'data/labels/{split}/{i}{suffix}', np.asarray(label_map).astype(np.asarray(label_map).dtype)
+            )
+    if classes:
+        Path('data/classes.txt').write_text(classes)
+
+
+def make_folders(suffix='.jpg', splits=('train', 'val')):
+    for split in splits:
+        for name in ('cat', 'dog'):
+            Path('data', split, name).mkdir(parents=True, exist_ok=True)
+            for i in range(COUNTS[split]):
+                cv2.imwrite(f'data/{split}/{name}/{i}{suffix}', square(i)[0])
+
+
+def load(helper, **options):
+    return load_config(
+        str(ROOT / f'configs/demo/{CONFIGS[helper]}.py'),
+        override=str(ROOT / f'configs/own_data/{helper}.py'),
+        options=options or None,
+        data='data',
+        work_dir='work',
+    )
+
+
+def built(cfg, part='train'):
+    init_default_scope(cfg.default_scope)
+    return DATASETS.build(cfg[f'{part}_dataloader'].dataset)
+
+
+def every(**change):
+    return lambda data: [annotation.update(change) for annotation in data['annotations']]
+
+
+def without(*keys, of='annotations'):
+    return lambda data: [item.pop(key) for item in data[of] for key in keys]
+
+
+def boxes(change):
+    return lambda data: [a.update(bbox=[float(v) for v in change(*a['bbox'])]) for a in data['annotations']]
+
+
+def first(**change):
+    return lambda data: data['annotations'][0].update(change)
+
+
+def of_images(**change):
+    return lambda data: [image.update(change) for image in data['images']]
+
+
+def strings(data):
+    for annotation in data['annotations']:
+        annotation.update(bbox=[str(v) for v in annotation['bbox']], image_id=str(annotation['image_id']), iscrowd='0')
+        annotation.update(category_id=str(annotation['category_id']), area=str(annotation['area']))
+
+
+def named_images(data):
+    for name, key in (('images', 'id'), ('annotations', 'image_id')):
+        for item in data[name]:
+            item[key] = f'photo {item[key]}'
+
+
+# --- COCO ------------------------------------------------------------------------------------------
+
+COMPLETED = {
+    'no iscrowd': without('iscrowd'),
+    'no area': without('area'),
+    'area 0': every(area=0),
+    'area NaN': every(area=float('nan')),
+    'no ids of annotations': without('id'),
+    'one id for all': every(id=7),
+    'id 0': lambda data: data['annotations'][0].update(id=0),
+    'no sizes': without('height', 'width', of='images'),
+    'sizes 0': of_images(height=0, width=0),
+    'sizes as text': of_images(height=str(SIZE[0]), width=str(SIZE[1])),
+    'no boxes': without('bbox'),
+    'numbers as text': strings,
+    'ids of images that are names': named_images,
+    'one flat polygon': lambda data: [a.update(segmentation=a['segmentation'][0]) for a in data['annotations']],
+    'points in pairs': lambda data: [
+        a.update(segmentation=[np.reshape(a['segmentation'][0], (-1, 2)).tolist()]) for a in data['annotations']
+    ],
+    'crowd as a truth value': every(iscrowd=False),
+}
+
+
+@pytest.mark.parametrize('edit', COMPLETED.values(), ids=COMPLETED)
+def test_what_is_missing_is_completed_in_a_copy(edit, place):
+    make_coco()
+    expected = [built(load('coco_folder'), part) for part in ('train', 'val')]
+    expected = [[one.get_data_info(i) for i in range(len(one))] for one in expected]
+    assert not Path('work/annotations').exists()
+    shutil.rmtree('data')
+    make_coco(edit)
+    before = Path('data/annotations/train.json').read_bytes()
+    cfg = load('coco_folder')
+    for part, infos in zip(('train', 'val'), expected):
+        dataset = built(cfg, part)
+        assert len(dataset) == len(infos)
+        for i, info in enumerate(infos):
+            found = dataset.get_data_info(i)
+            assert {key: found[key] for key in ('height', 'width')} == dict(height=SIZE[0], width=SIZE[1])
+            assert [one['bbox'] for one in found['instances']] == [one['bbox'] for one in info['instances']]
+            assert [one['bbox_label'] for one in found['instances']] == [one['bbox_label'] for one in info['instances']]
+            assert found['instances'][0]['mask'] == info['instances'][0]['mask']
+            assert found['instances'][0]['ignore_flag'] == 0
+    assert Path('data/annotations/train.json').read_bytes() == before
+    written = json.loads(Path('work/annotations/train.json').read_text())
+    assert cfg.val_evaluator.ann_file == str(Path('work/annotations/val.json').absolute())
+    ids = [annotation['id'] for annotation in written['annotations']]
+    assert len(set(ids)) == len(ids) and min(ids) > 0
+    assert all(annotation['area'] > 0 and annotation['iscrowd'] == 0 for annotation in written['annotations'])
+
+
+@pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32'])
+def test_byte_order_marks(encoding, place):
+    make_coco(dump=lambda data: json.dumps(data).encode(encoding))
+    assert count(built(load('coco_folder'))).of_class.tolist() == [2, 2]
+
+
+REFUSED = {
+    'all crowd': (every(iscrowd=1), 'train.json has no object that can be learnt, of 4: 4 marked iscrowd'),
+    'all ignored': (every(ignore=1), 'has no object that can be learnt, of 4: 4 marked ignore'),
+    'below a pixel': (every(bbox=[5, 5, 0.5, 0.5]), 'no object that can be learnt, of 4: 4 smaller than a pixel'),
+    'outside': (every(bbox=[70, 60, 9, 9]), 'no object that can be learnt, of 4: 4 outside of the image'),
+    'two corners': (boxes(lambda x, y, w, h: (x, y, x + w, y + h)), 'boxes in the form x1, y1, x2, y2'),
+    'fractions': (boxes(lambda x, y, w, h: (x / 64, y / 48, w / 64, h / 48)), 'boxes that are fractions of the image'),
+    'infinite': (first(bbox=[1, 2, float('inf'), 4]), r'annotations\[0\] \(id 1\) .* has inf in bbox: .*finite'),
+    'NaN': (first(bbox=[float('nan'), 2, 3, 4]), r'annotations\[0\] .* has nan in bbox: coordinates must be finite'),
+    'null': (first(bbox=[None, 2, 3, 4]), r'annotations\[0\] .* has None in bbox'),
+    'absurd box': (first(bbox=[1, 2, 1e9, 4]), r'annotations\[0\] .* has 1e\+09 in bbox, far outside of the image'),
+    'absurd polygon': (first(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]), r'annotations\[0\] .*1e\+09 in segmentation'),
+    'polygon of NaN': (first(segmentation=[[0, 0, float('nan'), 0, 9, 9]]), 'nan in segmentation'),
+    'box of three': (first(bbox=[1, 2, 3]), r'annotations\[0\] .* has the bbox \[1, 2, 3\]: it must be \[x, y, width'),
+    'words in a box': (first(bbox=['a', 2, 3, 4]), r"annotations\[0\] .* has 'a' in bbox"),
+    'nothing at all': (lambda data: [data['annotations'][0].pop(k) for k in ('bbox', 'segmentation')], 'neither bbox'),
+    'RLE of another size': (
+        first(segmentation=dict(size=[10**6, 10**6], counts=[10**12])),
+        r'annotations\[0\] .* mask \(RLE\) of the size \[1000000, 1000000\], but its image has 48x64',
+    ),
+    'RLE with a wrong sum': (
+        first(segmentation=dict(size=list(SIZE), counts=[5, 10**9])),
+        'does not count 3072 pixels',
+    ),
+    'compressed RLE that is none': (first(segmentation=dict(size=list(SIZE), counts='ooooooP')), 'does not count 3072'),
+    'crowd of text': (first(iscrowd='no'), r"annotations\[0\] .* has iscrowd 'no': set it to 0 or 1"),
+    'two images of one id': (of_images(id=3), r'images\[1\] .* has the id 3 as 0.jpg has'),
+    'two categories of one id': (lambda data: data['categories'][1].update(id=1), 'has the id 1 as another has'),
+    'two categories of one name': (lambda data: data['categories'][1].update(name='cat'), '2 categories named cat'),
+    'category without a name': (lambda data: data['categories'][0].update(name=None), 'has the name None'),
+    'other sizes': (of_images(height=480, width=640), 'has 480x640 pixels .*, but it has 48x64'),
+    'no image id': (without('id', of='images'), r'images\[0\] .* has the id None'),
+    'file name that is a number': (of_images(file_name=5), r'images\[0\] .* has the file_name 5'),
+    'list in the place of an annotation': (
+        lambda data: data['annotations'].append([]),
+        r'annotations\[4\] is no object',
+    ),
+}
+
+
+@pytest.mark.parametrize('edit, message', REFUSED.values(), ids=REFUSED)
+def test_what_has_no_one_meaning_is_named(edit, message, place):
+    make_coco(edit)
+    with pytest.raises(RunError, match=message) as error:
+        load('coco_folder')
+    assert '\n' not in str(error.value)
+
+
+def test_numbers_are_names_and_names_are_printable(place):
+    def edit(data):
+        data['categories'] = [dict(id=1, name=5), dict(id=2, name='\x1b[31mdog\x07')]
+
+    make_coco(edit)
+    cfg = load('coco_folder')
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('5', '[31mdog')
+    assert count(built(cfg)).of_class.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize('content', [b'[' * 100000, b'{"a":' * 100000, b'\xff\xfe\x00', b'[1, 2]', b'{"images": 5}'])
+def test_files_that_are_no_annotations(content, place):
+    make_coco()
+    Path('data/annotations/train.json').write_bytes(content)
+    with pytest.raises(RunError, match='train.json is no annotation file in COCO format'):
+        load('coco_folder')
+
+
+@pytest.mark.parametrize('stored', [True, False])
+def test_turned_photos(stored, place):
+    """json sizes are those of the pixels as stored, or as a viewer shows them; images are loaded to fit them."""
+    height, width = SIZE
+
+    def edit(data):
+        for image in data['images']:
+            image.update(height=height if stored else width, width=width if stored else height)
+        if not stored:
+            for annotation in data['annotations']:
+                x, y, w, h = annotation['bbox']
+                annotation.update(bbox=[y, x, h, w], segmentation=[[y, x, y + h, x, y + h, x + w, y, x + w]])
+
+    make_coco(edit)
+    for path in Path('data').glob('*/*.jpg'):
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.open(path).save(path, exif=exif)
+    cfg = load('coco_folder')
+    dataset = built(cfg)
+    sample = dataset[0]['data_samples']
+    assert sample.ori_shape == (SIZE if stored else SIZE[::-1])
+    assert sample.gt_instances.masks.masks.shape[1:] == sample.ori_shape
+    assert (cfg.test_dataloader.dataset.pipeline[0].get('color_type') == 'color_ignore_orientation') == stored
+
+
+@pytest.mark.parametrize('missing', ['nothing', 'val'])
+def test_validation_from_a_part_of_the_training_data(missing, place):
+    make_coco(splits=('train', 'val') if missing == 'nothing' else ('train',))
+    cfg = load('coco_folder', val_fraction=0.25)
+    assert [len(built(cfg, part)) for part in ('train', 'val')] == [3, 1]
+    ids = [
+        {built(cfg, part).get_data_info(i)['img_id'] for i in range(len(built(cfg, part)))} for part in ('train', 'val')
+    ]
+    assert not ids[0] & ids[1]
+
+
+def test_no_validation_data(place):
+    for helper, make in (
+        ('coco_folder', make_coco),
+        ('image_label_folder', make_maps),
+        ('class_folders', make_folders),
+    ):
+        shutil.rmtree('data', ignore_errors=True)
+        make(splits=('train',))
+        cfg = load(helper)
+        assert cfg.val_dataloader is None and cfg.val_cfg is None and cfg.val_evaluator is None
+        assert len(cfg.test_dataloader.dataset.metainfo.classes) == 2  # for inference
+        assert count(built(cfg)).of_class.all()
+
+
+@pytest.mark.parametrize('fraction', [0, 1, -0.5, 'half', True])
+def test_fractions_that_are_none(fraction, place):
+    make_coco()
+    with pytest.raises(RunError, match='val_fraction must be a number between 0 and 1'):
+        load('coco_folder', val_fraction=fraction)
+
+
+def test_several_folders(place):
+    make_coco()
+    shutil.copytree('data/train', 'data/more')
+    shutil.copy('data/annotations/train.json', 'data/annotations/more.json')
+    files = dict(
+        ann_file=['annotations/train.json', 'annotations/more.json'],
+        **{'data_prefix.img': ['train/', 'more/']},
+    )
+    cfg = load('coco_folder', **{f'train_dataloader.dataset.{key}': value for key, value in files.items()})
+    assert count(built(cfg)).of_class.tolist() == [4, 4]
+    folders = {Path(built(cfg).get_data_info(i)['img_path']).parent.name for i in range(8)}
+    assert folders == {'train', 'more'}
+    both = {f'{part}_dataloader.dataset.{key}': value for key, value in files.items() for part in ('val', 'test')}
+    cfg = load('coco_folder', **both)
+    assert count(built(cfg, 'val')).of_class.tolist() == [4, 4]
+    assert len(json.loads(Path(cfg.val_evaluator.ann_file).read_text())['images']) == 8
+
+
+@pytest.mark.parametrize('wrapper, counts', [('RepeatDataset', [2, 2]), ('ConcatDataset', [3, 3])])
+def test_wrapped_datasets(wrapper, counts, place):
+    make_coco()
+    base = ROOT / f'configs/demo/{CONFIGS["coco_folder"]}.py'
+    one = Config.fromfile(base).train_dataloader.dataset.to_dict()
+    if wrapper == 'RepeatDataset':
+        wrapped = dict(type=wrapper, times=3, dataset=one)
+    else:
+        places = [dict(ann_file=f'annotations/{name}.json', data_prefix=dict(img=f'{name}/')) for name in COUNTS]
+        wrapped = dict(type=wrapper, datasets=[dict(one, **place) for place in places])
+    Path('mine.py').write_text(
+        f'_base_ = "{base}"\ntrain_dataloader = dict(dataset=dict(_delete_=True, **{wrapped!r}))\n'
+    )
+    cfg = load_config('mine.py', override=str(ROOT / 'configs/own_data/coco_folder.py'), data='data', work_dir='work')
+    assert count(built(cfg)).of_class.tolist() == counts
+
+
+def test_test_data_without_annotations(place):
+    make_coco()
+    data = json.loads(Path('data/annotations/val.json').read_text())
+    del data['annotations']
+    Path('data/annotations/test.json').write_text(json.dumps(data))
+    cfg = load('coco_folder', **{'test_dataloader.dataset.ann_file': 'annotations/test.json'})
+    assert cfg.test_dataloader.dataset.ann_file == 'annotations/test.json'
+    assert count(built(cfg)).of_class.tolist() == [2, 2]
+
+
+# --- label maps ------------------------------------------------------------------------------------
+
+times = lambda factor: lambda mask: mask * np.uint8(factor)  # noqa: E731
+MAPS = {
+    '0 and 255': (dict(encode=times(255)), 'values 0 .*, 255 .*nothing can be learnt: .*label_map=0:0,255:1 if 255'),
+    '0 and 255 without names': (dict(encode=times(255), classes=''), 'set --cfg-options label_map=0:0,255:1'),
+    'gray codes': (dict(encode=times(100), classes=''), 'as if they were gray values: .*label_map=0:0,100:1'),
+    'one class only': (dict(encode=times(0)), r'values 0 \(100.0% of the pixels\), .*fewer than two classes'),
+    'nothing but 255': (dict(encode=lambda mask: mask * 0 + 255), r'values 255 \(100.0%.*nothing can be learnt'),
+    'labels from 1': (dict(encode=lambda mask: mask + 1), 'has the label 2, .*reduce_zero_label=True'),
+    'stray label in training': (dict(encode=times(11)), 'labels/train/0.png has the label 11, .*label_map=11:255'),
+    'stray label in validation': (dict(val=times(11)), 'labels/val/0.png has the label 11, as 2 of 2 maps'),
+    'half the size': (dict(encode=lambda mask: mask[::2, ::2]), r'0.png has 24x32 pixels .*0.jpg has 48x64'),
+    'turned': (dict(encode=lambda mask: mask.T.copy()), '64x48 pixels .*, which is turned'),
+    'other size in validation': (dict(val=lambda mask: mask[::2, ::2]), 'labels/val/0.png has 24x32 pixels'),
+    'colours': (dict(encode=lambda mask: np.dstack([mask * 9, mask, mask])), 'is a colour picture of 3 channels'),
+    'gray in colour': (dict(encode=lambda mask: np.dstack([mask] * 3)), 'is a gray picture saved in colour'),
+    '16 bits': (dict(encode=lambda mask: mask.astype(np.uint16) * 1000), 'values from 0 to 1000, but .* 8 bits'),
+    'other names': (
+        dict(suffix='_mask.png'),
+        'no label map; .*NAME_mask.png: set train_dataloader.dataset.seg_map_suffix',
+    ),
+}
+
+
+@pytest.mark.parametrize('made, message', MAPS.values(), ids=MAPS)
+def test_label_maps_that_mean_something_else(made, message, place):
+    make_maps(**made)
+    with pytest.raises(RunError, match=message) as error:
+        load('image_label_folder')
+    assert '\n' not in str(error.value)
+
+
+OPTIONS = {
+    'values of masks': (times(255), dict(label_map=['0:0', '255:1'])),
+    'values of masks, as text': (times(255), dict(label_map='0:0,255:1')),
+    'gray codes': (times(100), dict(label_map={'0': 0, '100': 1})),
+    'labels from 1': (lambda mask: mask + 1, dict(reduce_zero_label=True)),
+    'labels from 1, in one place': (lambda mask: mask + 1, {'train_dataloader.dataset.reduce_zero_label': True}),
+    'as they are': (lambda mask: mask, {}),
+}
+
+
+@pytest.mark.parametrize('encode, options', OPTIONS.values(), ids=OPTIONS)
+def test_options_map_values_without_rewriting_files(encode, options, place):
+    make_maps(encode)
+    cfg = load('image_label_folder', **options)
+    for part in COUNTS:
+        dataset = built(cfg, part)
+        for i in range(COUNTS[part]):
+            label_map = dataset[i]['data_samples'].gt_sem_seg.data[0].numpy()
+            flipped = [square(i)[1]]
+            flipped += [flipped[0][::-1], flipped[0][:, ::-1], flipped[0][::-1, ::-1]]
+            assert any((label_map == one).all() for one in flipped)
+        expected = sum(int(square(i)[1].sum()) for i in range(COUNTS[part]))
+        assert count(dataset).of_class.tolist() == [COUNTS[part] * SIZE[0] * SIZE[1] - expected, expected]
+
+
+def test_suffixes_as_mmseg_pairs_them(place):
+    make_maps(suffix='_mask.png')
+    for path in Path('data/images').rglob('*.jpg'):
+        path.rename(path.with_name(f'{path.stem}_photo.jpg'))
+    suffixes = dict(img_suffix='_photo.jpg', seg_map_suffix='_mask.png')
+    parts = ('train', 'val', 'test')
+    options = {f'{part}_dataloader.dataset.{key}': value for part in parts for key, value in suffixes.items()}
+    assert len(built(load('image_label_folder', **options))) == COUNTS['train']
+
+
+def test_images_and_maps_in_one_folder(place):
+    make_maps(suffix='_mask.png')
+    for split in COUNTS:
+        for path in Path('data/labels', split).iterdir():
+            cv2.imwrite(
+                f'data/images/{split}/{path.name[0]}.png', cv2.imread(f'data/images/{split}/{path.name[0]}.jpg')
+            )
+            Path(f'data/images/{split}/{path.name[0]}.jpg').unlink()
+            path.rename(f'data/images/{split}/{path.name}')
+    options = {}
+    for part, split in dict(train='train', val='val', test='val').items():
+        options[f'{part}_dataloader.dataset.seg_map_suffix'] = '_mask.png'
+        options[f'{part}_dataloader.dataset.data_prefix.seg_map_path'] = f'images/{split}'
+    assert len(built(load('image_label_folder', **options))) == COUNTS['train']
+
+
+@pytest.mark.parametrize('option', ['0', '0:a', '0:300', [['0']]])
+def test_label_maps_that_are_none(option, place):
+    make_maps()
+    with pytest.raises(RunError, match='label_map'):
+        load('image_label_folder', label_map=option)
+
+
+def test_hidden_files_are_no_images(place):
+    make_maps()
+    for name in ('._0.jpg', '.ipynb_checkpoints/0.jpg', '__MACOSX/0.jpg'):
+        path = Path('data/images/train', name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b'system')
+    assert len(built(load('image_label_folder'))) == COUNTS['train']
+
+
+def test_the_palette_of_the_user_is_kept(place):
+    make_maps()
+    palette = [[1, 2, 3], [4, 5, 6]]
+    cfg = load('image_label_folder', **{'train_dataloader.dataset.metainfo.palette': palette})
+    assert cfg.train_dataloader.dataset.metainfo.palette == [(1, 2, 3), (4, 5, 6)]
+
+
+# --- class folders ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('suffix', ['.jpg', '.webp', '.PNG', '.tiff', '.bmp'])
+def test_all_common_images_are_read(suffix, place):
+    make_folders(suffix)
+    assert count(built(load('class_folders'))).of_class.tolist() == [4, 4]
+
+
+@pytest.mark.parametrize('name', ['.ipynb_checkpoints', '.git', '__MACOSX', '@eaDir'])
+def test_hidden_folders_are_no_classes(name, place):
+    make_folders()
+    for split in COUNTS:
+        Path('data', split, name).mkdir()
+    cfg = load('class_folders')
+    assert cfg.train_dataloader.dataset.metainfo.classes == ('cat', 'dog')
+    assert count(built(cfg, 'val')).of_class.tolist() == [2, 2]
+
+
+def test_a_class_that_is_not_validated(place, capsys):
+    make_folders()
+    shutil.rmtree('data/val/cat')
+    forget_runs()  # whose logger writes elsewhere
+    assert count(built(load('class_folders'), 'val')).of_class.tolist() == [0, 2]
+    assert 'val has no folder cat: of these classes nothing is validated' in ''.join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda: Path('data/train/bird').mkdir(), 'data/train has no images of the class bird'),
+        (lambda: Path('data/val/bird').mkdir(), 'no class can be learnt for bird'),
+        (lambda: [p.rename(p.with_suffix('.heic')) for p in Path('data/train/cat').iterdir()], r'\(4 .heic\)'),
+        (lambda: Path('data/train/cat/9.jpg').write_bytes(b''), 'cat/9.jpg is not a readable image'),
+        (lambda: Path('data/train/cat/9.png').write_bytes(bomb()), '9.png is too large to be loaded'),
+    ],
+)
+def test_class_folders_that_cannot_be_learnt(spoil, message, place):
+    make_folders()
+    spoil()
+    with pytest.raises(RunError, match=message):
+        load('class_folders')
+
+
+def bomb():
+    """The head of a PNG of 10^10 pixels."""
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content)
+        return len(content).to_bytes(4, 'big') + name + content + checksum.to_bytes(4, 'big')
+
+    head = chunk(b'IHDR', (10**5).to_bytes(4, 'big') * 2 + b'\x08\x00\x00\x00\x00')
+    return b'\x89PNG\r\n\x1a\n' + head + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize('helper', ['coco_folder', 'image_label_folder'])
+@pytest.mark.parametrize('place_of', ['image', 'map'])
+def test_image_bombs(helper, place_of, place):
+    dict(coco_folder=make_coco, image_label_folder=make_maps)[helper]()
+    if place_of == 'map' and helper == 'coco_folder':
+        pytest.skip('has no maps')
+    folder = dict(image='images/train', map='labels/train')[place_of] if helper == 'image_label_folder' else 'train'
+    Path('data', folder, '1.jpg' if place_of == 'image' else '1.png').write_bytes(bomb())
+    with pytest.raises(RunError, match='is too large to be loaded'):
+        load(helper)
+
+
+def test_part_of_each_class_is_held_out(place):
+    make_folders(splits=('train',))
+    cfg = load('class_folders', val_fraction=0.25)
+    assert [count(built(cfg, part)).of_class.tolist() for part in COUNTS] == [[3, 3], [1, 1]]
+
+
+def test_part_of_the_label_maps_is_held_out(place):
+    make_maps(splits=('train',))
+    cfg = load('image_label_folder', val_fraction=0.25)
+    paths = [
+        {built(cfg, part).get_data_info(i)['img_path'] for i in range(size)}
+        for part, size in (('train', 3), ('val', 1))
+    ]
+    assert len(paths[0] | paths[1]) == 4
+
+
+# --- VOC and YOLO ----------------------------------------------------------------------------------
+
+XML = """<annotation><filename>{i}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
+<object><name>{name}</name><bndbox><xmin>16</xmin><ymin>{top}</ymin><xmax>40</xmax><ymax>{bottom}</ymax></bndbox></object>
+</annotation>"""
+
+
+def make_voc():
+    for name in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        Path('data', name).mkdir(parents=True)
+    for split, numbers in dict(train=range(4), val=range(4, 6)).items():
+        Path(f'data/ImageSets/Main/{split}.txt').write_text(''.join(f'{i}\n' for i in numbers))
+        for i in numbers:
+            cv2.imwrite(f'data/JPEGImages/{i}.jpg', square(i)[0])
+            text = XML.format(i=i, name=['cat', 'dog'][i % 2], top=8 + i, bottom=24 + i)
+            Path(f'data/Annotations/{i}.xml').write_text(text)
+
+
+def make_yolo():
+    for split in COUNTS:
+        for kind in ('images', 'labels'):
+            Path('data', kind, split).mkdir(parents=True)
+        for i in range(COUNTS[split]):
+            cv2.imwrite(f'data/images/{split}/{i}.jpg', square(i)[0])
+            line = f'{i % 2} {28 / 64} {(16 + i) / 48} {24 / 64} {16 / 48}\n'
+            Path(f'data/labels/{split}/{i}.txt').write_text(line)
+    Path('data/data.yaml').write_text('names: [cat, dog]\n')
+
+
+@pytest.mark.parametrize('helper, make', [('voc_folder', make_voc), ('yolo_folder', make_yolo)])
+def test_boxes_of_other_formats(helper, make, place):
+    pytest.importorskip('globox')
+    make()
+    box_only = {
+        f'{part}_dataloader.dataset.pipeline.{n}.with_mask': False
+        for part, n in (('train', 1), ('val', 2), ('test', 2))
+    }
+    cfg = load(helper, **box_only)
+    dataset = built(cfg)
+    assert dataset.metainfo['classes'] == ('cat', 'dog') and len(dataset) == 4
+    for i in range(4):
+        (one,) = dataset.get_data_info(i)['instances']
+        assert one['bbox_label'] == i % 2 and one['bbox'] == pytest.approx([16, 8 + i, 40, 24 + i], abs=1e-6)
+    assert len(built(cfg, 'val')) == 2
+    with pytest.raises(RunError, match='have no segmentation, but the config learns masks'):
+        load(helper)
+
+
+@pytest.mark.parametrize(
+    'name, text',
+    [('labels/train/0.txt', '0 0.5 half 0.1 0.1'), ('labels/train/0.txt', '7 .5 .5 .1 .1'), ('data.yaml', 'names: []')],
+)
+def test_faults_of_yolo_files(name, text, place):
+    pytest.importorskip('globox')
+    make_yolo()
+    Path('data', name).write_text(text)
+    with pytest.raises(RunError, match=f'{name} cannot be read|objects of class 7|{name} names no classes'):
+        load('yolo_folder')
+
+
+# --- parts -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('number', [1, 2, 20, 150])
+def test_colours_are_well_apart(number):
+    colours = np.array(well_apart(number), float)
+    assert len(colours) == number
+    distance = np.linalg.norm(colours[:, None] - colours, axis=-1) + 1e3 * np.eye(number)
+    assert distance.min() > (90 if number <= 20 else 30)
+
+
+def test_the_same_names_are_held_out_every_time():
+    names = [f'{i}.jpg' for i in range(50)]
+    chosen = held_out(names, 0.2)
+    assert len(chosen) == 10 and held_out(names[::-1], 0.2) == chosen and held_out(names, 0.2, seed=1) != chosen
+    assert len(held_out(names[:2], 0.01)) == len(held_out(names[:2], 0.99)) == 1
+
+
+@pytest.mark.parametrize(
+    'name, shown', [('a\x1b[2Jb', 'a [2Jb'), (' a\n b\t', 'a b'), ('Ampel\u202e', 'Ampel'), ('日本', '日本')]
+)
+def test_names_are_printable(name, shown):
+    assert printable(name) == shown
+
+
+def test_the_table_is_short(place):
+    make_folders()
+    counts = count(built(load('class_folders')))
+    lines = table(dict(train=counts), ['cat', 'dog'])
+    assert lines[0] == 'What the run works on, images per class:' and lines[2].split() == ['cat', '4']
+    many = counts._replace(of_class=np.ones(1000, int))
+    lines = table(dict(train=many), [str(i) for i in range(1000)])
+    assert len(lines) < 30 and lines[-1].split() == ['980', 'others', '980']
+
+
+def test_images_in_capitals_are_found(tmp_path):
+    for name in ('b.JPG', 'a.png', 'c.txt', '.d.png'):
+        (tmp_path / name).touch()
+    assert [path.name for path in find_images(tmp_path)] == ['a.png', 'b.JPG']
