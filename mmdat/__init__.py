@@ -1,5 +1,6 @@
-"""DAT and DAT++, Vision Transformers with Deformable Attention, for OpenMMLab."""
+"""DAT and DAT++, Vision Transformers with Deformable Attention, for PyTorch and OpenMMLab."""
 
+from .compat import HAS_MMENGINE
 from .extraction import features
 from .models import (
     DAT,
@@ -11,6 +12,9 @@ from .models import (
 )
 from .version import __version__
 from .weights import list_weights
+
+if HAS_MMENGINE:
+    from . import registry  # noqa: F401, so that MMEngine knows what configs and checkpoints can name
 
 __all__ = [
     'DAT',

@@ -1,15 +1,39 @@
-"""What differs between the versions that mmdat works with: all of it is here."""
+"""Which PyTorch is installed, and whether MMEngine is: what the core makes of it."""
 
-from typing import Union
+from typing import Optional, Union
 
 import torch
+import torch.nn as nn
 from torch import Tensor
+
+try:
+    import mmengine  # noqa: F401
+
+    HAS_MMENGINE = True
+except ImportError as error:
+    HAS_MMENGINE = False
+    _REASON = str(error)
+
+if HAS_MMENGINE:
+    from mmengine.model import BaseModule
+else:
+
+    class BaseModule(nn.Module):
+        """What stands in for MMEngine's BaseModule: a module that cannot be initialised by a config."""
+
+        def __init__(self, init_cfg: Optional[dict] = None):
+            super().__init__()
+            if init_cfg is not None:
+                raise ImportError(
+                    f'init_cfg needs MMEngine, which cannot be imported ({_REASON}): install mmengine, or leave '
+                    f'init_cfg out and load weights with load_state_dict'
+                )
 
 
 def is_compiling() -> bool:
     """Whether torch.compile or torch.export is tracing."""
-    # torch 2.1 does not have the public function yet; importing torch._dynamo takes seconds.
-    return torch.compiler.is_compiling() if hasattr(torch.compiler, 'is_compiling') else torch._dynamo.is_compiling()
+    # Before torch 2.3 there is no public way to ask, and compiled models are not supported.
+    return hasattr(torch.compiler, 'is_compiling') and torch.compiler.is_compiling()
 
 
 def at_least(size: Union[int, torch.SymInt, Tensor], least: int) -> Union[int, torch.SymInt, Tensor]:

@@ -1,4 +1,8 @@
-"""mmdat's registries: children of MMEngine's, so ``type='mmdat.DAT'`` resolves in any MM toolbox."""
+"""mmdat's registries: children of MMEngine's, so ``type='mmdat.DAT'`` resolves in any MM toolbox.
+
+MMEngine imports this module when a config names a type that begins with ``mmdat.``; the models themselves do not need
+MMEngine.
+"""
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
@@ -8,8 +12,9 @@ from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
 from mmengine.registry import Registry
 
 from .checkpoints import schemes  # noqa: F401, registers mmdat://NAME and .safetensors files with MMEngine
+from .models import DAT, DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention, WindowAttention
 
-MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmdat', locations=['mmdat.models'])
+MODELS = Registry('model', parent=MMENGINE_MODELS, scope='mmdat')
 HOOKS = Registry('hook', parent=MMENGINE_HOOKS, scope='mmdat', locations=['mmdat.hooks'])
 DATASETS = Registry(
     'dataset',
@@ -26,3 +31,6 @@ OPTIM_WRAPPER_CONSTRUCTORS = Registry(
 PARAM_SCHEDULERS = Registry(
     'parameter scheduler', parent=MMENGINE_PARAM_SCHEDULERS, scope='mmdat', locations=['mmdat.schedulers']
 )
+
+for model in (DAT, DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention, WindowAttention):
+    MODELS.register_module(module=model)

@@ -1,8 +1,20 @@
+"""What all tests share: the device, small architectures, demo data and a directory to work in.
+
+The environment variable ``MMDAT_TEST_DEVICE`` (``cuda``, by default ``cpu``) chooses the device of all tests that use
+``device`` or ``on_device``, and of runs through MMEngine's Runner.
+"""
+
+import os
+
 import pytest
 import torch
-from yapf.yapflib import yapf_api
 
 from mmdat.ops.local_attention import tiles
+
+DEVICE = torch.device(os.environ.get('MMDAT_TEST_DEVICE', 'cpu'))
+if DEVICE.type == 'cpu':
+    # MMEngine's Runner takes a GPU wherever it sees one.
+    os.environ['CUDA_VISIBLE_DEVICES'] = ''
 
 #: A small architecture of each generation that holds all of its mixers.
 NANO = {
@@ -25,9 +37,13 @@ NANO = {
 }
 
 
-def _remember(format_code):
+def _format_each_config_once():
     """MMEngine formats the config of a run five times, which takes longer than a run of a test does."""
-    known = {}
+    try:
+        from yapf.yapflib import yapf_api
+    except ImportError:  # the core is tested without MMEngine, too
+        return
+    format_code, known = yapf_api.FormatCode, {}
 
     def remembering(text, **options):
         key = text, repr(options)
@@ -35,10 +51,10 @@ def _remember(format_code):
             known[key] = format_code(text, **options)
         return known[key]
 
-    return remembering
+    yapf_api.FormatCode = remembering
 
 
-yapf_api.FormatCode = _remember(yapf_api.FormatCode)
+_format_each_config_once()
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +69,55 @@ def _cold():
     tiles.windows.cache_clear()
 
 
+@pytest.fixture
+def device():
+    """The device to test on."""
+    return DEVICE
+
+
+@pytest.fixture
+def on_device(device):
+    """New tensors and modules are made on the device to test on, unless a test names another."""
+    if device.type == 'cpu':
+        yield
+    else:
+        with device:
+            yield
+
+
 @pytest.fixture(params=sorted(NANO))
 def nano(request):
     """The arch dict of a small model, of either generation."""
     return NANO[request.param]
+
+
+@pytest.fixture(scope='session')
+def demo_data(tmp_path_factory):
+    """A function that makes demo data (arguments of ``make_shapes``) once in a session; returns its directory."""
+    made = {}
+
+    def make(**arguments):
+        from mmdat.datasets import make_shapes
+
+        key = tuple(sorted(arguments.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp('data') / 'shapes'
+            make_shapes(made[key], **arguments)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope='module')
+def data(request, demo_data):
+    """The directory of demo data, to be read only; ``DEMO_DATA`` of a test module are arguments of ``make_shapes``."""
+    return demo_data(**{**dict(num_train=4, num_val=2, size=64), **getattr(request.module, 'DEMO_DATA', {})})
+
+
+@pytest.fixture
+def workplace(data, tmp_path, monkeypatch):
+    """The current directory of a test, with the demo data where configs look for it."""
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

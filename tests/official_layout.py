@@ -27,7 +27,7 @@ def _rename(key, value, state_dict, dense):
     if part == 'lpu':
         return f'{stage}.local_perception_units.{block}.{rest}', value
     if part == 'mlp':
-        convolutional = 'stem.3.weight' in state_dict
+        convolutional = 'stages.0.blocks.0.mlp.dwconv.weight' in state_dict
         rest = rest.replace('dwconv.', 'dwc.')
         rest = re.sub(r'^fc([12])\.', r'linear\1.0.' if convolutional else r'chunk.linear\1.', rest)
         is_conv = convolutional and value.dim() == 2

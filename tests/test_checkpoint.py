@@ -3,7 +3,6 @@
 import runpy
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +11,11 @@ from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import load_state_dict
 from official_layout import to_official
+from paths import DATA, TOOLS
 
 from mmdat import DAT
-from mmdat.errors import CheckpointError, Signature, convert_official, resize_table
-
-ROOT = Path(__file__).parents[1]
-DATA = ROOT / 'tests' / 'data'
+from mmdat.errors import CheckpointError
+from mmdat.models.checkpoint import Signature, convert_official, resize_table
 
 
 def load_case(name):
@@ -27,7 +25,7 @@ def load_case(name):
     return {key: value.float() for key, value in case['state_dict'].items()}, arch, facts.get('img_size', 224)
 
 
-@pytest.fixture(params=['dat_cls', 'datpp_cls_112'])
+@pytest.fixture(params=['dat_cls', 'datplus_cls', 'datpp_cls_112'])
 def official(request):
     """A classification model of the official release: state dict, arch, image size."""
     return load_case(request.param)
@@ -56,8 +54,12 @@ class Detector(BaseModule):
         lambda s: s,
         lambda s: {'model': s, 'epoch': 3, 'optimizer': {'state': {}}},
         lambda s: {'state_dict': {f'backbone.{k}': v for k, v in s.items()}},
+        lambda s: {'model': {f'module.{k}': v for k, v in s.items()}},
+        lambda s: {'state_dict': {f'module.backbone.{k}': v for k, v in s.items()}},
+        lambda s: {f'_orig_mod.{k}': v for k, v in s.items()},
+        lambda s: {'model': {f'module._orig_mod.backbone.{k}': v for k, v in s.items()}},
     ],
-    ids=['model', 'state_dict', 'bare', 'training', 'detector'],
+    ids=['model', 'state_dict', 'bare', 'training', 'detector', 'ddp', 'ddp detector', 'compiled', 'ddp compiled'],
 )
 def test_init_cfg_takes_every_wrapper(official, wrap, tmp_path):
     state_dict, arch, img_size = official
@@ -81,7 +83,9 @@ def test_init_cfg_with_prefix_takes_the_backbone_of_a_detector(official, tmp_pat
 def test_load_checkpoint_and_load_state_dict(official, tmp_path):
     state_dict, arch, img_size = official
     torch.save({'model': state_dict}, tmp_path / 'official.pth')
+    parallel = {'model': {f'module.{key}': value for key, value in state_dict.items()}}
     for load in (
+        lambda m: m.load_state_dict(parallel, strict=False),
         lambda m: load_checkpoint(m, str(tmp_path / 'official.pth'), map_location='cpu'),
         lambda m: load_state_dict(m, state_dict),
         lambda m: m.load_state_dict(state_dict, strict=False),
@@ -185,7 +189,7 @@ def test_resized_tables_keep_their_precision(dtype, shape, other):
 # --- wrong files ---------------------------------------------------------------------------
 @pytest.mark.parametrize(
     'file, model',
-    [('tiny', 'small'), ('base', 'tiny'), ('tiny++', 'small++'), ('small++', 'small'), ('base', 'base++')],
+    [('tiny', 'small'), ('base', 'tiny'), ('tiny++', 'small++'), ('small++', 'small'), ('tiny+', 'tiny++')],
 )
 @pytest.mark.parametrize('prefix', ['', 'backbone.'])
 def test_another_size_is_refused_with_its_name(file, model, prefix):
@@ -229,7 +233,16 @@ def test_only_tables_are_resized(official):
 def test_unknown_architectures_are_described(nano):
     signature = Signature.of(DAT(nano, img_size=64).state_dict())
     assert signature.name is None
-    assert f'generation {nano["generation"]}' in str(signature) and 'dims=(16, 32, 64, 128)' in str(signature)
+    conv = nano['generation'] == 'dat++'
+    assert f'conv_stem={conv}, conv_mlp={conv}, lpu={conv}, dims=(16, 32, 64, 128)' in str(signature)
+
+
+@pytest.mark.parametrize('part', ['conv_stem', 'conv_mlp', 'lpu'])
+def test_another_part_is_refused_by_its_name(nano, part):
+    model = DAT(nano, img_size=64)
+    other = DAT(dict(nano, **{part: not getattr(model.arch, part)}), img_size=64)
+    with pytest.raises(CheckpointError, match=f'{part}={not getattr(model.arch, part)}.* but .*{part}='):
+        model.load_state_dict(other.state_dict())
 
 
 # --- the tool ------------------------------------------------------------------------------
@@ -240,7 +253,7 @@ def convert(monkeypatch):
     def run(*args):
         monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', *map(str, args)])
         try:
-            runpy.run_path(str(ROOT / 'tools' / 'convert_checkpoint.py'), run_name='__main__')
+            runpy.run_path(str(TOOLS / 'convert_checkpoint.py'), run_name='__main__')
         except SystemExit as error:
             return str(error)
 
@@ -249,7 +262,7 @@ def convert(monkeypatch):
 
 def test_convert_as_a_command(tmp_path):
     result = subprocess.run(
-        [sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', 'none.pth', 'out.pth'],
+        [sys.executable, TOOLS / 'convert_checkpoint.py', 'none.pth', 'out.pth'],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -325,7 +338,7 @@ def test_convert_resizes_tables(tmp_path, convert, arch, window_size):
     )
 
 
-@pytest.mark.parametrize('name', ['dat_cls', 'datpp_cls_112', 'datpp_dense_70x93'])
+@pytest.mark.parametrize('name', ['dat_cls', 'datplus_cls', 'datpp_cls_112', 'datpp_dense_70x93'])
 def test_the_layout_that_tests_write_is_the_official_one(name):
     state_dict, arch, img_size = load_case(name)
     model = DAT(arch, img_size, out_indices=(3,) if 'cls' in name else (0, 1, 2, 3))

@@ -7,7 +7,6 @@ mmseg 1, so there is no list of differences.
 
 import copy
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,8 +14,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import load_checkpoint
 from official_layout import to_official
-
-ROOT = Path(__file__).parents[1] / 'configs'
+from paths import ROOT
 
 
 def layers(*names):
@@ -91,7 +89,7 @@ CONFIGS = {
 
 
 def build(name, device):
-    config = Config.fromfile(ROOT / f'{name}.py')
+    config = Config.fromfile(ROOT / f'configs/{name}.py')
     importlib.import_module(f'{config.default_scope}.utils').register_all_modules(init_default_scope=False)
     init_default_scope(config.default_scope)
     with torch.device(device):

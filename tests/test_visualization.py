@@ -40,7 +40,7 @@ def pixel_coordinates(height, width):
 @pytest.mark.parametrize('stride', [4, 8, 16])
 def test_dat_cells_are_patches(stride):
     centres = F.avg_pool2d(pixel_coordinates(*SIZE), stride)[0].permute(1, 2, 0)
-    assert torch.allclose(position_to_pixel(grid(*centres.shape[:2]), SIZE, stride, 'dat'), centres, atol=1e-3)
+    assert torch.allclose(position_to_pixel(grid(*centres.shape[:2]), SIZE, stride, False), centres, atol=1e-3)
 
 
 @pytest.mark.parametrize('stride', [4, 8, 16])
@@ -51,7 +51,7 @@ def test_datpp_cells_are_centres_of_strided_convolutions(stride):
         kernel[:, :, 1, 1] = 1
         centres = F.conv2d(centres, kernel, stride=2, padding=1, groups=2)
     centres = centres[0].permute(1, 2, 0)
-    assert torch.allclose(position_to_pixel(grid(*centres.shape[:2]), SIZE, stride, 'dat++'), centres, atol=1e-3)
+    assert torch.allclose(position_to_pixel(grid(*centres.shape[:2]), SIZE, stride, True), centres, atol=1e-3)
 
 
 def grid(height, width):
@@ -66,14 +66,14 @@ def test_the_map_that_is_sampled_has_the_size_the_mapping_assumes(nano):
     maps = DAT(nano, img_size=64)(torch.randn(1, 3, *SIZE))
     for stride, feature in zip((4, 8, 16, 32), maps):
         last = torch.tensor(feature.shape[2:]) - 1
-        corner = position_to_pixel(torch.ones(2), SIZE, stride, generation)
+        corner = position_to_pixel(torch.ones(2), SIZE, stride, generation == 'dat++')
         assert torch.equal(corner, last * stride + ((stride - 1) / 2 if generation == 'dat' else 0))
 
 
-@pytest.mark.parametrize('convention', ['dat', 'dat++'])
-def test_every_cell_is_the_one_nearest_to_where_it_is_drawn(convention):
+@pytest.mark.parametrize('conv_stem', [False, True])
+def test_every_cell_is_the_one_nearest_to_where_it_is_drawn(conv_stem):
     """The way from queries to cells is the inverse of the way from cells to the picture."""
-    view = View(picture(140, 200), (112, 160), convention, scale=(0.75, 0.8), shift=(-3.0, 5.0))
+    view = View(picture(140, 200), (112, 160), conv_stem, scale=(0.75, 0.8), shift=(-3.0, 5.0))
     for stride in (8, 16):
         height, width = 112 // stride, 160 // stride
         pixels = view.locate(grid(height, width), stride)
@@ -117,11 +117,12 @@ def test_the_weights_are_those_the_layer_computes_with(position_bias, nano):
         for name, layer in layers.items():
             (attention,) = records[name]
             weights = torch.cat([attention.weights(*rows) for rows in attention.chunks(chunk_bytes=4096)], 2)
-            value = values[name].flatten(2).unflatten(1, (layer.num_heads, -1))
+            value = values[name].permute(0, 3, 1, 2).flatten(2).unflatten(1, (layer.num_heads, -1))
             out = (value @ weights.transpose(2, 3)).flatten(1, 2).unflatten(2, attention.query.shape[2:])
             if position_bias == 'dwconv':
                 out = out + layer.bias_conv(attention.query)
-            assert torch.allclose(layer.proj_out(out), outputs[name], rtol=1e-9, atol=1e-9)
+            projected = layer.proj_out(out.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            assert torch.allclose(projected, outputs[name], rtol=1e-9, atol=1e-9)
 
 
 def test_attention_received_and_of_single_queries(nano):
@@ -162,15 +163,15 @@ def test_attention_is_received_where_the_key_was_sampled():
 
 
 @pytest.mark.parametrize(
-    'convention, pixel',
+    'conv_stem, pixel',
     [
-        ('dat', [(39.5 + 0.5) / 0.5 - 0.5, (55.5 + 0.5) / 0.5 - 0.5]),
-        ('dat++', [(32 + 0.5) / 0.5 - 0.5, (48 + 0.5) / 0.5 - 0.5]),
+        (False, [(39.5 + 0.5) / 0.5 - 0.5, (55.5 + 0.5) / 0.5 - 0.5]),
+        (True, [(32 + 0.5) / 0.5 - 0.5, (48 + 0.5) / 0.5 - 0.5]),
     ],
 )
-def test_a_key_is_drawn_at_the_pixel_of_the_original_image(convention, pixel):
+def test_a_key_is_drawn_at_the_pixel_of_the_original_image(conv_stem, pixel):
     """The key in row 2, column 3 of a map of stride 16, whose image was made half as large and padded."""
-    view = View(picture(180, 250), (96, 128), convention, scale=(0.5, 0.5))
+    view = View(picture(180, 250), (96, 128), conv_stem, scale=(0.5, 0.5))
     attention = one_key([2 / 5 * 2 - 1, 3 / 7 * 2 - 1])
     points, queries, heat = Figure().subplots(1, 3)
     draw_sampling_points(points, view, 16, attention.points)
@@ -190,7 +191,7 @@ def test_a_key_is_drawn_at_the_pixel_of_the_original_image(convention, pixel):
 
 def test_sheets_of_all_stages(nano, tmp_path):
     model = DAT(nano, img_size=64).train()
-    inputs, view = torch.randn(1, 3, *SIZE), View(picture(*SIZE), SIZE, nano['generation'])
+    inputs, view = torch.randn(1, 3, *SIZE), View(picture(*SIZE), SIZE, nano['generation'] == 'dat++')
     sheets = attention_sheets(model, inputs, view)
     assert set(sheets) == ({3, 4} if nano['generation'] == 'dat' else {1, 2, 3, 4})
     assert model.training and model.stages[2].training
@@ -203,7 +204,7 @@ def test_sheets_of_all_stages(nano, tmp_path):
 
 def test_layers_that_pool_are_drawn_with_the_centres_of_their_cells(nano):
     model = DAT(dict(nano, use_offsets=False, key_strides=(4, 3, 2, 1)), img_size=64).eval()
-    inputs, view = torch.randn(1, 3, *SIZE), View(picture(*SIZE), SIZE, nano['generation'])
+    inputs, view = torch.randn(1, 3, *SIZE), View(picture(*SIZE), SIZE, nano['generation'] == 'dat++')
     with torch.no_grad(), record_attention(model) as records:
         model(inputs)
     assert len(records) == {'dat': 2, 'dat++': 4}[nano['generation']]

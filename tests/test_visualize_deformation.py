@@ -82,7 +82,7 @@ def test_a_known_point_is_found_again(preparation, generation, image):
     cfg.merge_from_dict(options)
     cfg.test_dataloader.dataset.pipeline = pipeline()
     backbone, _ = load_backbone(cfg)
-    inputs, view = network_input(cfg, image, backbone.arch.generation)
+    inputs, view = network_input(cfg, image, backbone.arch.conv_stem)
     assert view.picture.shape == (140, 210, 3)
     assert view.picture[SPOT].tolist() == [255] * 3
 
@@ -95,7 +95,7 @@ def test_a_known_point_is_found_again(preparation, generation, image):
 
     for stride in (8, 16):
         # In DAT cells are patches; in DAT++ they are centred on every stride-th pixel.
-        padding = 0 if backbone.arch.generation == 'dat' else stride // 2
+        padding = stride // 2 if backbone.arch.conv_stem else 0
         kernel = stride if padding == 0 else stride + 1
         cells = F.avg_pool2d(light[None], kernel, stride, padding)[0]
         row, col = divmod(int(cells.argmax()), cells.shape[1])

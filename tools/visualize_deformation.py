@@ -84,7 +84,7 @@ def main() -> None:
     cfg = load_config(args.config, args.override, args.cfg_options)
     backbone, trained = load_backbone(cfg, args.checkpoint)
     layers = choose_layers(backbone, args.layer)
-    inputs, view = network_input(cfg, args.image, backbone.arch.generation)
+    inputs, view = network_input(cfg, args.image, backbone.arch.conv_stem)
     queries = read_queries(args.query, view)
     if not trained:
         print('The weights are untrained: name trained ones with --checkpoint.')

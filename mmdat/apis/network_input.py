@@ -79,7 +79,7 @@ def _load(backbone: DAT, path: str) -> None:
         )
 
 
-def network_input(cfg: Config, path: Union[str, Path], convention: str) -> tuple[Tensor, View]:
+def network_input(cfg: Config, path: Union[str, Path], conv_stem: bool) -> tuple[Tensor, View]:
     """What the backbone gets for an image in testing, ``(1, 3, H, W)``, and the view of it over the original image.
 
     The config's test pipeline and data preprocessor are applied, annotations left out.
@@ -87,7 +87,7 @@ def network_input(cfg: Config, path: Union[str, Path], convention: str) -> tuple
     Args:
         cfg: The config; its scope must be registered, as :func:`load_backbone` does.
         path: Image file.
-        convention: ``'dat'`` or ``'dat++'``.
+        conv_stem: ``arch.conv_stem`` of the backbone.
 
     Raises:
         RunError: If there is no such image, or a transform of the pipeline moves pixels in a way not known here.
@@ -108,7 +108,7 @@ def network_input(cfg: Config, path: Union[str, Path], convention: str) -> tuple
             break
         scale, shift = _follow(transform, np.array(before), np.array(results['img'].shape[:2]), scale, shift)
     inputs = _preprocess(cfg, results)
-    return inputs, View(picture, tuple(inputs.shape[2:]), convention, tuple(scale), tuple(shift))
+    return inputs, View(picture, tuple(inputs.shape[2:]), conv_stem, tuple(scale), tuple(shift))
 
 
 def _test_pipeline(cfg: Config) -> list[Any]:

@@ -102,7 +102,7 @@ class _FirstInput:
 def _sheets(runner: Runner, image: Tensor, note: str = '') -> dict[int, np.ndarray]:
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     backbone = _backbone(runner)
-    view = View.of_input(image[0], model.data_preprocessor, backbone.arch.generation)
+    view = View.of_input(image[0], model.data_preprocessor, backbone.arch.conv_stem)
     return attention_sheets(backbone, image, view, note=note)
 
 

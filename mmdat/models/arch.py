@@ -1,29 +1,31 @@
-"""The architectures of both papers, and the check of a user's own."""
+"""The published architectures, and the check of a user's own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, Optional, Union
 
+from .mixers.coordinates import CONVENTIONS
 from .mixers.deformable import POSITION_BIASES
 
 NUM_STAGES = 4
 MIXERS = 'LSND'
 
 
-@dataclass
+@dataclass(frozen=True)
 class Arch:
-    """Shape of a DAT; a field per stage is a list of four, or one value for all stages.
+    """Shape of a DAT. Fields per stage are tuples of four; :meth:`from_dict` takes lists and single values as well.
 
     Attributes:
-        generation: ``'dat'`` or ``'dat++'``: which stem, downsampling, MLP, local perception units and
-            coordinates are used (see docs of :class:`mmdat.DAT`), and the defaults of the optional fields.
         dims: Channels per stage.
         depths: Blocks per stage.
         heads: Attention heads per stage; each divides its entry of ``dims``.
         groups: Offset groups per stage; divides ``heads``. Ignored (-1) where the stage has no D.
         stage_spec: Mixer of each block per stage, such as ``('LS', 'LS', 'LDLDLD', 'LD')``.
             L window attention, S shifted window attention, N neighbourhood attention, D deformable attention.
-        dim_stem: Channels of the stem; ``dims[0]`` by default, and no other is possible.
+        conv_stem: Stem and downsampling by overlapping 3x3 convolutions, in place of patches that do not overlap.
+        conv_mlp: A depthwise 3x3 convolution with a shortcut in every MLP.
+        lpu: A local perception unit in front of every block: a depthwise 3x3 convolution with a shortcut.
+        convention: Where sampling points and queries lie, ``'dat'`` or ``'dat++'``; see
+            :mod:`mmdat.models.mixers.coordinates`.
         offset_kernels: Kernel of the offset network per stage.
         key_strides: Pixels per sampling point, along each axis, per stage.
         offset_range: Range factor of the offsets per stage; None for free offsets with clamped positions.
@@ -31,66 +33,67 @@ class Arch:
         use_offsets: Per stage; False pools the keys in place of sampling them.
     """
 
-    generation: str
-    dims: Sequence[int]
-    depths: Sequence[int]
-    heads: Sequence[int]
-    groups: Sequence[int]
-    stage_spec: Sequence[str]
-    dim_stem: Optional[int] = None
-    offset_kernels: Union[int, Sequence[int]] = (9, 7, 5, 3)
-    key_strides: Union[int, Sequence[int], None] = None
-    offset_range: Union[str, float, Sequence[Optional[float]], None] = 'published'
-    position_bias: Union[str, Sequence[str]] = 'table'
-    use_offsets: Union[bool, Sequence[bool]] = True
+    dims: tuple[int, ...]
+    depths: tuple[int, ...]
+    heads: tuple[int, ...]
+    groups: tuple[int, ...]
+    stage_spec: tuple[str, ...]
+    conv_stem: bool
+    conv_mlp: bool
+    lpu: bool
+    convention: str
+    offset_kernels: tuple[int, ...] = (9, 7, 5, 3)
+    key_strides: tuple[int, ...] = (1,) * NUM_STAGES
+    offset_range: tuple[Optional[float], ...] = (None,) * NUM_STAGES
+    position_bias: tuple[str, ...] = ('table',) * NUM_STAGES
+    use_offsets: tuple[bool, ...] = (True,) * NUM_STAGES
 
     def __post_init__(self):
-        if self.generation not in ('dat', 'dat++'):
-            raise ValueError(f"arch field generation must be 'dat' or 'dat++', got {self.generation!r}")
-        if self.key_strides is None:
-            self.key_strides = 1 if self.generation == 'dat' else (8, 4, 2, 1)
-        if self.offset_range == 'published':
-            self.offset_range = 2.0 if self.generation == 'dat' else None
-        for field in fields(self):
-            if field.name not in ('generation', 'dim_stem'):
-                setattr(self, field.name, self._per_stage(field.name))
-        self.stage_spec = tuple(''.join(spec) for spec in self.stage_spec)
-        if self.dim_stem not in (None, self.dims[0]):
-            raise ValueError(
-                f'arch field dim_stem={self.dim_stem} differs from dims[0]={self.dims[0]}: '
-                f'the first stage takes what the stem gives'
-            )
-        self.dim_stem = self.dims[0]
+        for name in PARTS[:-1]:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f'arch field {name} must be True or False, got {getattr(self, name)!r}')
+        if self.convention not in CONVENTIONS:
+            raise ValueError(f'arch field convention must be one of {CONVENTIONS}, got {self.convention!r}')
         for stage in range(NUM_STAGES):
             self._check_stage(stage)
 
     @classmethod
     def from_dict(cls, arch: dict[str, Any]) -> 'Arch':
-        """Make and check an architecture; errors name the field and its value."""
-        known = {field.name for field in fields(cls)}
-        unknown = sorted(set(arch) - known)
+        """Make and check an architecture.
+
+        Args:
+            arch: The fields. Those per stage are lists of four, or, but for dims, depths, heads, groups and stage_spec,
+                one value for all stages. ``generation`` (``'dat'``, ``'dat+'`` or ``'dat++'``) sets the fields of
+                :data:`GENERATIONS` that the dict does not have.
+
+        Raises:
+            ValueError: If the fields make no network; names the field and its value.
+        """
+        arch = dict(arch)
+        known = {field.name: field.default is MISSING for field in fields(cls)}
+        unknown = sorted(set(arch) - set(known) - {'generation'})
         if unknown:
             raise ValueError(
-                f'arch has unknown field {unknown[0]!r}={arch[unknown[0]]!r}; the fields are {", ".join(sorted(known))}'
+                f'arch has unknown field {unknown[0]!r}={arch[unknown[0]]!r}; '
+                f'the fields are {", ".join(sorted([*known, "generation"]))}'
             )
-        missing = [f for f in ('generation', 'dims', 'depths', 'heads', 'groups', 'stage_spec') if f not in arch]
+        if 'generation' in arch:
+            generation = arch.pop('generation')
+            if generation not in GENERATIONS:
+                raise ValueError(f'arch field generation must be one of {tuple(GENERATIONS)}, got {generation!r}')
+            arch = {**GENERATIONS[generation], **arch}
+        missing = [name for name, required in known.items() if required and name not in arch]
+        if missing and missing[0] in PARTS:
+            raise ValueError(
+                f"arch lacks the field 'generation', one of {tuple(GENERATIONS)}, "
+                f'or in its place {", ".join(missing)}; it has {sorted(arch)}'
+            )
         if missing:
-            raise ValueError(f'arch lacks the field {missing[0]!r}; it has {sorted(arch)}')
-        return cls(**arch)
-
-    def _per_stage(self, name: str) -> tuple:
-        value = getattr(self, name)
-        required = name in ('dims', 'depths', 'heads', 'groups', 'stage_spec')
-        if isinstance(value, (list, tuple)):
-            if len(value) != NUM_STAGES:
-                raise ValueError(
-                    f'arch field {name} has {len(value)} entries, not one for each of the '
-                    f'{NUM_STAGES} stages: {value!r}'
-                )
-            return tuple(value)
-        if required:
-            raise ValueError(f'arch field {name} must list {NUM_STAGES} stages, got {value!r}')
-        return (value,) * NUM_STAGES
+            raise ValueError(
+                f'arch lacks the field {missing[0]!r}; it has {sorted(arch)}. To change a published one, begin with '
+                f"its dict: dict(mmdat.models.arch.ARCHS['tiny'], {missing[0]}=...)"
+            )
+        return cls(**{name: value if name in PARTS else _per_stage(name, value) for name, value in arch.items()})
 
     def _check_stage(self, i: int) -> None:
 
@@ -120,35 +123,69 @@ class Arch:
         kernel, stride = self.offset_kernels[i], self.key_strides[i]
         if self.use_offsets[i] and kernel != stride and kernel % 2 == 0:
             refuse('offset_kernels', f'is even; it must be odd, or equal key_strides[{i}]={stride}')
-        if self.offset_range[i] is not None and not self.offset_range[i] > 0:
+        factor = self.offset_range[i]
+        if factor is not None and not (isinstance(factor, (int, float)) and factor > 0):
             refuse('offset_range', 'is not positive; None means free offsets with clamped positions')
         if self.position_bias[i] not in POSITION_BIASES:
             refuse('position_bias', f'is unknown; the kinds are {", ".join(POSITION_BIASES)}')
 
+
+#: Fields of :class:`Arch` that hold for the whole network.
+PARTS = ('conv_stem', 'conv_mlp', 'lpu', 'convention')
+
+
+def _per_stage(name: str, value: Any) -> tuple:
+    """A field as a tuple of a value per stage."""
+    if isinstance(value, (list, tuple)):
+        if len(value) != NUM_STAGES:
+            raise ValueError(
+                f'arch field {name} has {len(value)} entries, not one for each of the {NUM_STAGES} stages: {value!r}'
+            )
+        return tuple(''.join(spec) for spec in value) if name == 'stage_spec' else tuple(value)
+    if name in ('dims', 'depths', 'heads', 'groups', 'stage_spec'):
+        raise ValueError(f'arch field {name} must list {NUM_STAGES} stages, got {value!r}')
+    return (value,) * NUM_STAGES
+
+
+#: What ``generation`` in an arch dict stands for: DAT (CVPR 2022), DAT+ (released beside DAT++, in no paper's table)
+#: and DAT++. Each field can be set on its own.
+GENERATIONS = {
+    'dat': dict(conv_stem=False, conv_mlp=False, lpu=False, convention='dat', key_strides=1, offset_range=2.0),
+    'dat+': dict(
+        conv_stem=False, conv_mlp=False, lpu=False, convention='dat++', key_strides=(8, 4, 2, 1), offset_range=None
+    ),
+    'dat++': dict(
+        conv_stem=True, conv_mlp=True, lpu=True, convention='dat++', key_strides=(8, 4, 2, 1), offset_range=None
+    ),
+}
 
 _DAT = dict(generation='dat', groups=(-1, -1, 3, 6), heads=(3, 6, 12, 24), dims=(96, 192, 384, 768))
 _DATPP = dict(generation='dat++', depths=(2, 4, 18, 2), stage_spec=('ND', 'NDND', 'ND' * 9, 'DD'))
 _TINY = dict(depths=(2, 2, 6, 2), stage_spec=('LS', 'LS', 'LD' * 3, 'LD'))
 _DEEP = dict(depths=(2, 2, 18, 2), stage_spec=('LS', 'LS', 'LD' * 9, 'LD'))
 _BASE = dict(dims=(128, 256, 512, 1024), heads=(4, 8, 16, 32))
+_TINYPP = {**_DATPP, 'dims': (64, 128, 256, 512), 'heads': (2, 4, 8, 16), 'groups': (1, 2, 4, 8)}
 
-#: DAT (CVPR 2022, table 1) and DAT++ (table 1), by the names that ``DAT(arch=...)`` takes.
+#: DAT (CVPR 2022, table 1), DAT+ and DAT++ (table 1), by the names that ``DAT(arch=...)`` takes.
 ARCHS = {
     'tiny': {**_DAT, **_TINY},
     'small': {**_DAT, **_DEEP},
     'base': {**_DAT, **_DEEP, **_BASE, 'groups': (-1, -1, 4, 8)},
-    'tiny++': {**_DATPP, 'dims': (64, 128, 256, 512), 'heads': (2, 4, 8, 16), 'groups': (1, 2, 4, 8)},
+    'tiny+': {**_TINYPP, 'generation': 'dat+'},
+    'tiny++': _TINYPP,
     'small++': {**_DATPP, 'dims': (96, 192, 384, 768), 'heads': (3, 6, 12, 24), 'groups': (1, 2, 3, 6)},
     'base++': {**_DATPP, **_BASE, 'groups': (2, 4, 8, 16)},
 }
 
 
-def get_arch(arch: Union[str, dict[str, Any]]) -> Arch:
+def get_arch(arch: Union[str, dict[str, Any], Arch]) -> Arch:
     """The checked architecture of a name in :data:`ARCHS` or of a dict.
 
     Raises:
         ValueError: For an unknown name, or a dict that makes no network; names the field and value.
     """
+    if isinstance(arch, Arch):
+        return arch
     if isinstance(arch, str):
         if arch not in ARCHS:
             raise ValueError(f'unknown arch {arch!r}; choose one of {", ".join(ARCHS)}, or give a dict')

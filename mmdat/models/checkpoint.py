@@ -105,7 +105,9 @@ def convert_model(checkpoint: dict[str, Any]) -> StateDict:
 class Signature(NamedTuple):
     """What tells one architecture from another in a state dict."""
 
-    generation: str
+    conv_stem: bool
+    conv_mlp: bool
+    lpu: bool
     dims: tuple[int, ...]
     heads: tuple[Optional[int], ...]
     mixers: tuple[str, ...]
@@ -132,8 +134,14 @@ class Signature(NamedTuple):
                     count = table.shape[-1 if flat else 0]
             mixers.append(letters)
             heads.append(count)
-        generation = 'dat++' if 'stem.3.weight' in state_dict else 'dat'
-        return cls(generation, tuple(dims), tuple(heads), tuple(mixers))
+        return cls(
+            conv_stem='stem.3.weight' in state_dict,
+            conv_mlp='stages.0.blocks.0.mlp.dwconv.weight' in state_dict,
+            lpu='stages.0.blocks.0.lpu.weight' in state_dict,
+            dims=tuple(dims),
+            heads=tuple(heads),
+            mixers=tuple(mixers),
+        )
 
     @property
     def name(self) -> Optional[str]:
@@ -141,7 +149,7 @@ class Signature(NamedTuple):
         for name in ARCHS:
             arch = get_arch(name)
             mixers = tuple(spec.replace('S', 'L') for spec in arch.stage_spec)
-            if self == (arch.generation, arch.dims, arch.heads, mixers):
+            if self == (arch.conv_stem, arch.conv_mlp, arch.lpu, arch.dims, arch.heads, mixers):
                 return name
         return None
 
@@ -149,18 +157,18 @@ class Signature(NamedTuple):
         if self.name:
             return f"arch='{self.name}'"
         return (
-            f'an architecture of generation {self.generation} with dims={self.dims}, heads={self.heads} '
-            f'and depths={tuple(len(m) for m in self.mixers)}'
+            f'an architecture with conv_stem={self.conv_stem}, conv_mlp={self.conv_mlp}, lpu={self.lpu}, '
+            f'dims={self.dims}, heads={self.heads} and depths={tuple(len(m) for m in self.mixers)}'
         )
 
 
 def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str) -> None:
     """Make the entries below ``prefix`` fit a DAT, in place; the others are not touched.
 
-    Unwraps ``{'model': …}`` and ``backbone.``, renames official keys, resizes tables (bicubic), makes the first
-    convolution of a model for RGB take other channels, and leaves out the output norm of a classification model where
-    several stages are returned, as the official detection training does. What is then missing or unexpected is for the
-    caller to report.
+    Unwraps ``{'model': …}``, ``module.`` and ``backbone.``, renames official keys, resizes tables (bicubic), makes the
+    first convolution of a model for RGB take other channels, and leaves out the output norm of a classification model
+    where several stages are returned, as the official detection training does. What is then missing or unexpected is
+    for the caller to report.
 
     Raises:
         CheckpointError: If the weights are of another architecture; says which one they look like.
@@ -196,10 +204,17 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str) 
 
 
 def unwrap(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """The state dict of a checkpoint, which may keep it beside other things; a state dict as it is."""
+    """The state dict of a checkpoint, which may keep it beside other things; a state dict as it is.
+
+    What DistributedDataParallel (``module.``) and torch.compile (``_orig_mod.``) put before all keys is left out.
+    """
     for wrapper in ('model', 'state_dict'):
         if isinstance(checkpoint.get(wrapper), dict):
-            return checkpoint[wrapper]
+            checkpoint = checkpoint[wrapper]
+            break
+    for prefix in ('module.', '_orig_mod.', 'module.'):  # the compiled model may be inside or outside
+        if checkpoint and all(key.startswith(prefix) for key in checkpoint):
+            checkpoint = {key[len(prefix) :]: value for key, value in checkpoint.items()}
     return checkpoint
 
 

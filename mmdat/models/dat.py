@@ -5,41 +5,39 @@ from typing import Any, Optional, Union
 
 import torch
 import torch.nn as nn
-from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mmdat.registry import MODELS
+from mmdat.compat import BaseModule
 from mmdat.weights import Weights
 
 from .arch import NUM_STAGES, Arch, get_arch
-from .checkpoint import adapt_state_dict
-from .layers import MLP, LayerNorm2d, depthwise_conv
+from .checkpoint import TABLE, adapt_state_dict
+from .layers import MLP, DropPath, channelwise, depthwise_conv, make_downsample, make_stem
 from .mixers import DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention, WindowAttention
 
 MIN_SIZE = 32
 
 
-@MODELS.register_module()
 class DAT(BaseModule):
-    """Vision Transformer with Deformable Attention, of both generations.
+    """Vision Transformer with Deformable Attention: DAT, DAT+ and DAT++.
 
     `DAT <https://arxiv.org/abs/2201.00520>`_ alternates window attention with deformable attention in
     its last two stages. `DAT++ <https://arxiv.org/abs/2309.01430>`_ uses neighbourhood attention and
     deformable attention in all four, with overlapping convolutions between the stages, convolutions in
-    the MLPs and local perception units (depthwise convolutions in front of every block).
+    the MLPs and local perception units (depthwise convolutions in front of every block). DAT+ is DAT++ without these
+    convolutions.
 
     Weights start as in the released code: PyTorch's defaults, and truncated normal for the tables.
 
     Args:
-        arch: ``'tiny'``, ``'small'``, ``'base'`` (DAT), ``'tiny++'``, ``'small++'``, ``'base++'`` (DAT++),
-            or a dict with the fields of :class:`mmdat.models.arch.Arch`.
+        arch: ``'tiny'``, ``'small'``, ``'base'`` (DAT), ``'tiny+'`` (DAT+), ``'tiny++'``, ``'small++'``, ``'base++'``
+            (DAT++), or a dict for :meth:`mmdat.models.arch.Arch.from_dict`.
         img_size: Image size, one number or (height, width), that the position-bias tables are made for.
             Any other input size works too; the tables keep their size.
         in_channels: Channels of the image. Weights for RGB are adapted to other numbers when they are loaded.
         window_size: Side of the windows of L and S, and of the neighbourhoods of N.
-        out_indices: Stages whose maps are returned, in this order.
+        out_indices: Stages whose maps are returned, in this order, or one stage; -1 is the last.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0 over all blocks.
         drop_rate: Dropout in the MLPs and after the mixers.
         attn_drop_rate: Dropout of attention weights.
@@ -47,14 +45,19 @@ class DAT(BaseModule):
             stages with the downsampling behind them. Frozen parts also stay in eval mode.
         with_cp: Recompute each block in the backward pass, to save memory.
         out_norm: Put a LayerNorm, ``norm{i}``, on each returned map.
+        as_tuple: With False, return the one map of ``out_indices`` itself, as recognisers of mmaction2 and mmocr
+            expect, in place of a tuple with it.
         sampler: How D samples, ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
         attn_impl: How the mixers attend, ``'fast'`` or ``'naive'``: the same numbers, but the naive form needs
             memory for all scores at once. It consists of ordinary PyTorch operations and can be differentiated twice
             (deformable attention not with PyTorch 2.1, whose ``grid_sample`` cannot).
-        init_cfg: MMEngine's initialisation. ``dict(type='Pretrained', checkpoint=...)`` takes official
+        init_cfg: MMEngine's initialisation; needs MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes official
             checkpoints as they are.
 
     Attributes:
+        arch: The checked architecture, an :class:`mmdat.models.arch.Arch`.
+        feature_info: For each returned map, in the manner of timm: ``index`` of the stage, ``num_chs`` channels,
+            ``reduction`` (input pixels per pixel) and the ``module`` that makes it, in front of the norm.
         out_channels: Channels of each returned map.
         out_strides: Input pixels per pixel of each returned map.
         feature_channels: Channels of all four stages, whichever are returned.
@@ -63,21 +66,23 @@ class DAT(BaseModule):
 
     Raises:
         ValueError: For an arch that makes no network or an argument out of range, naming the value.
+        ImportError: For ``init_cfg`` without MMEngine.
     """
 
     def __init__(
         self,
-        arch: Union[str, dict[str, Any]] = 'tiny',
+        arch: Union[str, dict[str, Any], Arch] = 'tiny',
         img_size: Union[int, Sequence[int]] = 224,
         in_channels: int = 3,
         window_size: int = 7,
-        out_indices: Sequence[int] = (0, 1, 2, 3),
+        out_indices: Union[int, Sequence[int]] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         frozen_stages: int = -1,
         with_cp: bool = False,
         out_norm: bool = True,
+        as_tuple: bool = True,
         sampler: str = 'torch',
         attn_impl: str = 'fast',
         init_cfg: Optional[dict] = None,
@@ -85,17 +90,13 @@ class DAT(BaseModule):
         super().__init__(init_cfg)
         arch = get_arch(arch)
         img_size = _pair(img_size)
-        out_indices = tuple(out_indices)
+        out_indices = _stages(out_indices)
         if min(img_size) < MIN_SIZE:
             raise ValueError(f'img_size must be at least {MIN_SIZE} in both directions, got {img_size}')
         if window_size < 2:
             raise ValueError(f'window_size must be at least 2, got {window_size}')
-        if (
-            not out_indices
-            or len(set(out_indices)) < len(out_indices)
-            or not set(out_indices) <= set(range(NUM_STAGES))
-        ):
-            raise ValueError(f'out_indices must name different stages from 0 to {NUM_STAGES - 1}, got {out_indices}')
+        if not as_tuple and len(out_indices) > 1:
+            raise ValueError(f'as_tuple=False returns one map, but out_indices={out_indices} names several')
         if frozen_stages not in range(-1, NUM_STAGES + 1):
             raise ValueError(f'frozen_stages must be from -1 (none) to {NUM_STAGES}, got {frozen_stages}')
         for name, rate in dict(
@@ -108,11 +109,14 @@ class DAT(BaseModule):
         self.out_indices = out_indices
         self.frozen_stages = frozen_stages
         self.feature_channels = tuple(arch.dims)
-        self.out_channels = tuple(arch.dims[i] for i in out_indices)
-        self.out_strides = tuple(4 * 2**i for i in out_indices)
+        self.as_tuple = as_tuple
+        self.feature_info = [
+            dict(index=i, num_chs=arch.dims[i], reduction=4 * 2**i, module=f'stages.{i}') for i in out_indices
+        ]
+        self.out_channels = tuple(info['num_chs'] for info in self.feature_info)
+        self.out_strides = tuple(info['reduction'] for info in self.feature_info)
 
-        conv = arch.generation == 'dat++'
-        self.stem = _stem(in_channels, arch.dims[0], conv)
+        self.stem = make_stem(in_channels, arch.dims[0], arch.conv_stem)
         num_blocks = sum(arch.depths)
         drop_paths = [drop_path_rate * i / max(num_blocks - 1, 1) for i in range(num_blocks)]
         self.stages = nn.ModuleList()
@@ -128,13 +132,18 @@ class DAT(BaseModule):
                 attn_drop_rate,
             )
             self.stages.append(
-                Stage([Block(arch.dims[i], mixer, drop_paths.pop(0), drop_rate, conv, with_cp) for mixer in mixers])
+                Stage(
+                    [
+                        Block(arch.dims[i], mixer, drop_paths.pop(0), drop_rate, arch.lpu, arch.conv_mlp, with_cp)
+                        for mixer in mixers
+                    ]
+                )
             )
         self.downsamples = nn.ModuleList(
-            _downsample(arch.dims[i], arch.dims[i + 1], conv) for i in range(NUM_STAGES - 1)
+            make_downsample(arch.dims[i], arch.dims[i + 1], arch.conv_stem) for i in range(NUM_STAGES - 1)
         )
         for i in out_indices:
-            self.add_module(f'norm{i}', LayerNorm2d(arch.dims[i]) if out_norm else nn.Identity())
+            self.add_module(f'norm{i}', nn.LayerNorm(arch.dims[i]) if out_norm else nn.Identity())
         self._freeze_stages()
 
     @classmethod
@@ -154,15 +163,16 @@ class DAT(BaseModule):
 
         return build_pretrained(cls, name, **kwargs)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor) -> Union[tuple[Tensor, ...], Tensor]:
         """``(B, in_channels, H, W)`` to a tuple of NCHW maps in the order of ``out_indices``.
 
-        Stage i has stride ``4 * 2**i``; sides that are no multiples are cut (DAT) or rounded up (DAT++).
+        Stage i has stride ``4 * 2**i``; sides that are no multiples are cut, or with ``conv_stem`` rounded up.
+        With ``as_tuple=False`` the only map is returned by itself.
 
         Raises:
             ValueError: If the image is smaller than 32 pixels in a direction.
         """
-        if min(x.shape[2:]) < MIN_SIZE:
+        if not torch.jit.is_tracing() and min(x.shape[2:]) < MIN_SIZE:
             raise ValueError(
                 f'the image must have at least {MIN_SIZE}x{MIN_SIZE} pixels, got '
                 f'{x.shape[2]}x{x.shape[3]}: pad or resize it'
@@ -173,10 +183,11 @@ class DAT(BaseModule):
             x = stage(x)
             if i in self.out_indices:
                 # Necks and heads of other projects may expect plain contiguous maps, as Swin gives.
-                maps[i] = getattr(self, f'norm{i}')(x).contiguous()
+                maps[i] = channelwise(getattr(self, f'norm{i}'), x).contiguous()
             if i < NUM_STAGES - 1:
                 x = self.downsamples[i](x)
-        return tuple(maps[i] for i in self.out_indices)
+        outs = tuple(maps[i] for i in self.out_indices)
+        return outs if self.as_tuple else outs[0]
 
     def train(self, mode: bool = True) -> 'DAT':
         """Set training mode; frozen parts stay in eval mode."""
@@ -184,6 +195,25 @@ class DAT(BaseModule):
         for part in self._frozen_parts():
             part.eval()
         return self
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of the parameters that the papers' recipes train without weight decay: norms and position-bias tables.
+
+        As timm's models say it; the released DAT++ spares the tables of D only, here those of N count as well.
+        """
+        norms = {
+            f'{name}.{kind}'
+            for name, module in self.named_modules()
+            if isinstance(module, nn.LayerNorm)
+            for kind, _ in module.named_parameters()
+        }
+        return norms | {name for name, _ in self.named_parameters() if name.endswith(TABLE)}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute blocks in the backward pass, to save memory, or no longer; the argument ``with_cp`` afterwards."""
+        for stage in self.stages:
+            for block in stage.blocks:
+                block.with_cp = enable
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter, for layer-wise learning-rate decay; called as mmpretrain's backbones are.
@@ -246,18 +276,21 @@ class Block(nn.Module):
         mixer: Any of :mod:`mmdat.models.mixers`.
         drop_path: Probability of dropping each of the two branches.
         drop_rate: Dropout of the MLP.
-        conv: DAT++: a local perception unit in front, and a convolution in the MLP.
+        lpu: Put a local perception unit in front.
+        conv_mlp: Put a convolution into the MLP.
         with_cp: Recompute the block in the backward pass.
     """
 
-    def __init__(self, dim: int, mixer: nn.Module, drop_path: float, drop_rate: float, conv: bool, with_cp: bool):
+    def __init__(
+        self, dim: int, mixer: nn.Module, drop_path: float, drop_rate: float, lpu: bool, conv_mlp: bool, with_cp: bool
+    ):
         super().__init__()
         self.with_cp = with_cp
-        self.lpu = depthwise_conv(dim) if conv else None
-        self.norm1 = LayerNorm2d(dim)
+        self.lpu = depthwise_conv(dim) if lpu else None
+        self.norm1 = nn.LayerNorm(dim)
         self.mixer = mixer
-        self.norm2 = LayerNorm2d(dim)
-        self.mlp = MLP(dim, drop_rate=drop_rate, conv=conv)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = MLP(dim, drop_rate, conv_mlp)
         self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -268,27 +301,8 @@ class Block(nn.Module):
     def _forward(self, x: Tensor) -> Tensor:
         if self.lpu is not None:
             x = x + self.lpu(x)
-        x = x + self.drop_path(self.mixer(self.norm1(x)))
-        return x + self.drop_path(self.mlp(self.norm2(x)))
-
-
-def _stem(in_channels: int, dim: int, conv: bool) -> nn.Sequential:
-    """Stride 4: one patch projection (DAT) or two overlapping convolutions (DAT++)."""
-    if not conv:
-        return nn.Sequential(nn.Conv2d(in_channels, dim, 4, 4), LayerNorm2d(dim))
-    return nn.Sequential(
-        nn.Conv2d(in_channels, dim // 2, 3, 2, 1),
-        LayerNorm2d(dim // 2),
-        nn.GELU(),
-        nn.Conv2d(dim // 2, dim, 3, 2, 1),
-        LayerNorm2d(dim),
-    )
-
-
-def _downsample(dim_in: int, dim_out: int, conv: bool) -> nn.Sequential:
-    """Stride 2: non-overlapping (DAT) or overlapping (DAT++)."""
-    kernel, padding = (3, 1) if conv else (2, 0)
-    return nn.Sequential(nn.Conv2d(dim_in, dim_out, kernel, 2, padding, bias=False), LayerNorm2d(dim_out))
+        x = x + self.drop_path(self.mixer(channelwise(self.norm1, x)))
+        return x + self.drop_path(self.mlp(channelwise(self.norm2, x)))
 
 
 def _mixers(
@@ -319,7 +333,7 @@ def _mixers(
             kernel_size=arch.offset_kernels[i],
             stride=arch.key_strides[i],
             offset_range=arch.offset_range[i],
-            convention=arch.generation,
+            convention=arch.convention,
             position_bias=arch.position_bias[i],
             use_offsets=arch.use_offsets[i],
             sampler=sampler,
@@ -332,3 +346,15 @@ def _mixers(
 def _pair(size: Union[int, Sequence[int]]) -> tuple[int, int]:
     height, width = (size, size) if isinstance(size, int) else size
     return height, width
+
+
+def _stages(out_indices: Union[int, Sequence[int]]) -> tuple[int, ...]:
+    """``out_indices`` as numbers from 0 on."""
+    given = (out_indices,) if isinstance(out_indices, int) else tuple(out_indices)
+    stages = tuple(i + NUM_STAGES if i in range(-NUM_STAGES, 0) else i for i in given)
+    if not stages or len(set(stages)) < len(stages) or not set(stages) <= set(range(NUM_STAGES)):
+        raise ValueError(
+            f'out_indices must name different stages from 0 to {NUM_STAGES - 1}, or from the end, -1 to -{NUM_STAGES}, '
+            f'got {given}'
+        )
+    return stages

@@ -1,6 +1,7 @@
-"""Layers on NCHW maps that work on the channels, in whatever memory layout the map has.
+"""What blocks are made of. Maps are NCHW at every border, whatever their layout in memory.
 
-Inside the network maps are channels-last in memory, where these layers need no copies.
+Linear layers and layer norms are PyTorch's own, which work on the last dimension: :func:`channelwise` applies them to
+the channels of a map. Inside the network maps are channels-last in memory, where that needs no copies.
 """
 
 from typing import Union
@@ -10,52 +11,141 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdat.compat import at_least
 
-class LayerNorm2d(nn.LayerNorm):
-    """Layer normalisation over the channels of an NCHW map; the result is channels-last in memory."""
+
+def channelwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """Apply a layer that works on the last dimension to the channels of an NCHW map.
+
+    Returns:
+        An NCHW map, channels-last in memory.
+    """
+    return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class ConvNorm(nn.ModuleList):
+    """Convolution and layer norm: the stem of DAT, and the downsampling between stages."""
+
+    def __init__(self, conv: nn.Conv2d):
+        super().__init__([conv, nn.LayerNorm(conv.out_channels)])
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        conv, norm = self
+        return channelwise(norm, conv(x))
 
 
-class Linear2d(nn.Linear):
-    """A linear map of the channels of an NCHW map, that is, a 1x1 convolution."""
+class ConvStem(nn.ModuleList):
+    """Two overlapping convolutions of stride 2, each with layer norm, GELU between them: the stem of DAT++."""
+
+    def __init__(self, in_channels: int, dim: int):
+        super().__init__(
+            [
+                nn.Conv2d(in_channels, dim // 2, 3, 2, 1),
+                nn.LayerNorm(dim // 2),
+                nn.GELU(),
+                nn.Conv2d(dim // 2, dim, 3, 2, 1),
+                nn.LayerNorm(dim),
+            ]
+        )
+        match_strides(self[0].weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        conv1, norm1, act, conv2, norm2 = self
+        return channelwise(norm2, conv2(act(channelwise(norm1, conv1(x)))))
+
+
+def make_stem(in_channels: int, dim: int, conv_stem: bool) -> nn.Module:
+    """Stride 4: one projection of patches (DAT) or two overlapping convolutions (DAT++)."""
+    if conv_stem:
+        return ConvStem(in_channels, dim)
+    conv = nn.Conv2d(in_channels, dim, 4, 4)
+    match_strides(conv.weight)
+    return ConvNorm(conv)
+
+
+def make_downsample(dim_in: int, dim_out: int, conv_stem: bool) -> nn.Module:
+    """Stride 2: patches that do not overlap (DAT), or do (DAT++)."""
+    kernel, padding = (3, 1) if conv_stem else (2, 0)
+    return ConvNorm(nn.Conv2d(dim_in, dim_out, kernel, 2, padding, bias=False))
 
 
 class MLP(nn.Module):
     """The MLP of a block: two linear layers with GELU between them, on an NCHW map.
 
     Args:
-        dim: Channels.
-        ratio: Hidden channels per channel.
+        dim: Channels; the hidden map has four times as many.
         drop_rate: Dropout after both layers.
-        conv: Add a depthwise 3x3 convolution of the hidden map to it, before GELU (DAT++).
+        conv_mlp: Add a depthwise 3x3 convolution of the hidden map to it, before GELU (DAT++).
     """
 
-    def __init__(self, dim: int, ratio: float = 4, drop_rate: float = 0.0, conv: bool = False):
+    def __init__(self, dim: int, drop_rate: float = 0.0, conv_mlp: bool = False):
         super().__init__()
-        hidden = int(dim * ratio)
-        self.fc1 = Linear2d(dim, hidden)
-        self.dwconv = depthwise_conv(hidden) if conv else None
-        self.fc2 = Linear2d(hidden, dim)
+        self.fc1 = nn.Linear(dim, 4 * dim)
+        self.dwconv = depthwise_conv(4 * dim) if conv_mlp else None
+        self.fc2 = nn.Linear(4 * dim, dim)
         self.drop = nn.Dropout(drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.fc1(x)
+        x = channelwise(self.fc1, x)
         if self.dwconv is not None:
             # The official order: dropout, then the convolution, then GELU.
             x = self.drop(x)
             x = F.gelu(x + self.dwconv(x))
         else:
             x = self.drop(F.gelu(x))
-        return self.drop(self.fc2(x))
+        return self.drop(channelwise(self.fc2, x))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, leave a branch out for some images and scale it for the others.
+
+    Args:
+        drop_prob: Probability that an image of the batch goes without the branch.
+    """
+
+    def __init__(self, drop_prob: float = 0.0):
+        super().__init__()
+        self.drop_prob = drop_prob
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep_prob = 1 - self.drop_prob
+        scale = x.new_empty((x.shape[0], 1, 1, 1)).bernoulli_(keep_prob) / keep_prob
+        return x * scale
+
+    def extra_repr(self) -> str:
+        return f'drop_prob={self.drop_prob}'
 
 
 def depthwise_conv(dim: int, kernel_size: int = 3, stride: int = 1, padding: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(dim, dim, kernel_size, stride, padding, groups=dim)
+    conv = nn.Conv2d(dim, dim, kernel_size, stride, padding, groups=dim)
+    match_strides(conv.weight)
+    return conv
+
+
+def bias_table(*shape: int, std: float) -> nn.Parameter:
+    """A table of position biases, drawn from a truncated normal distribution."""
+    table = nn.Parameter(torch.empty(shape))
+    nn.init.trunc_normal_(table, std=std)
+    match_strides(table)
+    return table
+
+
+def match_strides(parameter: nn.Parameter) -> None:
+    """Give gradients the strides of the parameter where a side of one leaves these open.
+
+    So it is for the weights of depthwise convolutions, ``(C, 1, k, k)``, which PyTorch cannot tell from channels-last
+    ones. The values are in the right order, but DistributedDataParallel warns that "grad strides do not match bucket
+    view strides" and copies them.
+    """
+    if 1 in parameter.shape:
+        parameter.register_hook(lambda grad: grad.flatten().view(grad.shape))
+
+
+def pad_to(x: Tensor, height: int, width: int) -> Tensor:
+    """Fill an NCHW map up with zeros, at the right and the bottom, to at least this size."""
+    return F.pad(x, (0, at_least(width - x.shape[3], 0), 0, at_least(height - x.shape[2], 0)))
 
 
 def crop(x: Tensor, height: Union[int, torch.SymInt], width: Union[int, torch.SymInt]) -> Tensor:

@@ -117,7 +117,8 @@ def _watch(layer: DeformableAttention, points: list[SamplingPoints], record: lis
     projected = {}
 
     def keep(name: str):
-        return lambda module, args, out: projected.__setitem__(name, out.detach())
+        # Linear layers see maps with the channels last.
+        return lambda module, args, out: projected.__setitem__(name, out.detach().permute(0, 3, 1, 2))
 
     def assemble(module, args, out) -> None:
         query, position = projected['query'], points[-1].position.detach()

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 
-def position_to_pixel(position: Tensor, image_size: tuple[int, int], stride: int, convention: str) -> Tensor:
+def position_to_pixel(position: Tensor, image_size: tuple[int, int], stride: int, conv_stem: bool) -> Tensor:
     """Where normalised positions on a stage's map lie in the image that the backbone got.
 
-    -1 and 1 are the centres of the map's first and last cell (``align_corners=True``). In DAT a cell is
+    -1 and 1 are the centres of the map's first and last cell (``align_corners=True``). In DAT and DAT+ a cell is
     a patch of stride x stride pixels and its centre the patch's. In DAT++ cells are made by padded
     convolutions of odd kernels, and the first is centred on the first pixel.
 
@@ -23,21 +23,21 @@ def position_to_pixel(position: Tensor, image_size: tuple[int, int], stride: int
         position: ``(..., 2)``, (y, x) in [-1, 1].
         image_size: Height and width of the image in pixels, padding included.
         stride: Pixels per cell of the map.
-        convention: ``'dat'`` or ``'dat++'``.
+        conv_stem: Whether overlapping convolutions make the cells: ``arch.conv_stem`` of the backbone.
 
     Returns:
         ``(..., 2)``, (y, x) in pixels.
     """
-    cells, centre = _cells(image_size, stride, convention)
+    cells, centre = _cells(image_size, stride, conv_stem)
     last = position.new_tensor(cells) - 1
     return (position + 1) / 2 * last * stride + centre
 
 
-def _cells(image_size: Sequence[int], stride: int, convention: str) -> tuple[list[int], float]:
+def _cells(image_size: Sequence[int], stride: int, conv_stem: bool) -> tuple[list[int], float]:
     """Size of a stage's map, and the pixel that its first cell is centred on."""
-    if convention == 'dat':
-        return [side // stride for side in image_size], (stride - 1) / 2
-    return [math.ceil(side / stride) for side in image_size], 0.0
+    if conv_stem:
+        return [math.ceil(side / stride) for side in image_size], 0.0
+    return [side // stride for side in image_size], (stride - 1) / 2
 
 
 @dataclass
@@ -47,7 +47,7 @@ class View:
     Attributes:
         picture: RGB uint8 ``(height, width, 3)``.
         input_size: Height and width of what the backbone got, padding included.
-        convention: ``'dat'`` or ``'dat++'``, the generation of the backbone.
+        conv_stem: Whether overlapping convolutions make the cells: ``arch.conv_stem`` of the backbone.
         scale: (y, x), input pixels per pixel of the picture.
         shift: (y, x), where the picture's upper left corner (not the centre of its first pixel) came to lie in the
             input; not zero after cropping.
@@ -55,14 +55,14 @@ class View:
 
     picture: np.ndarray
     input_size: tuple[int, int]
-    convention: str
+    conv_stem: bool
     scale: tuple[float, float] = (1.0, 1.0)
     shift: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def of_input(cls, inputs: Tensor, data_preprocessor: torch.nn.Module, convention: str) -> 'View':
+    def of_input(cls, inputs: Tensor, data_preprocessor: torch.nn.Module, conv_stem: bool) -> 'View':
         """The view whose picture is the input itself, ``(3, H, W)``, padding included."""
-        return cls(denormalise(inputs, data_preprocessor), tuple(inputs.shape[1:]), convention)
+        return cls(denormalise(inputs, data_preprocessor), tuple(inputs.shape[1:]), conv_stem)
 
     def to_input(self, pixel: Tensor) -> Tensor:
         """Pixels of the picture, ``(..., 2)``, to pixels of the input."""
@@ -75,18 +75,18 @@ class View:
     def locate(self, position: Tensor, stride: int) -> Tensor:
         """Where normalised positions ``(..., 2)`` on a stage's map lie in the picture."""
         position = position.detach().float().cpu()
-        return self.to_picture(position_to_pixel(position, self.input_size, stride, self.convention))
+        return self.to_picture(position_to_pixel(position, self.input_size, stride, self.conv_stem))
 
     def cell(self, pixel: Sequence[float], stride: int) -> tuple[int, int]:
         """Row and column of the cell of a stage's map that is nearest to a pixel of the picture."""
-        cells, centre = _cells(self.input_size, stride, self.convention)
+        cells, centre = _cells(self.input_size, stride, self.conv_stem)
         index = (self.to_input(torch.tensor(pixel, dtype=torch.float64)) - centre) / stride
         row, col = [min(max(round(float(i)), 0), n - 1) for i, n in zip(index, cells)]
         return row, col
 
     def extent(self, stride: int) -> tuple[float, float, float, float]:
         """Borders of a stage's map in the picture: left, right, bottom, top, as matplotlib takes them."""
-        cells, centre = _cells(self.input_size, stride, self.convention)
+        cells, centre = _cells(self.input_size, stride, self.conv_stem)
         first = torch.tensor([centre - stride / 2] * 2)
         (top, left), (bottom, right) = [
             self.to_picture(corner).tolist() for corner in (first, first + torch.tensor(cells) * stride)

@@ -1,12 +1,15 @@
 """The token mixers of DAT and DAT++, all ``forward(x: NCHW) -> NCHW``."""
 
-from .deformable import DeformableAttention, SamplingPoints, record_sampling
+from .deformable import DeformableAttention
 from .neighborhood import NeighborhoodAttention
+from .offset_network import OffsetNetwork, SamplingPoints
+from .recording import record_sampling
 from .window import ShiftedWindowAttention, WindowAttention
 
 __all__ = [
     'DeformableAttention',
     'NeighborhoodAttention',
+    'OffsetNetwork',
     'SamplingPoints',
     'ShiftedWindowAttention',
     'WindowAttention',

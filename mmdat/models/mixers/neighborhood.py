@@ -1,17 +1,13 @@
 """Mixer N: attention to the neighbourhood of each pixel."""
 
-import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmdat.ops import check_implementation, neighborhood_attention
-from mmdat.registry import MODELS
 
-from ..layers import Linear2d, check_heads, crop
+from ..layers import bias_table, channelwise, check_heads, crop, pad_to
 
 
-@MODELS.register_module()
 class NeighborhoodAttention(nn.Module):
     """Attention of each pixel to the ``kernel_size**2`` pixels around it (mixer N; NAT, section 3).
 
@@ -49,19 +45,17 @@ class NeighborhoodAttention(nn.Module):
         self.kernel_size = kernel_size
         self.attn_drop_rate = attn_drop_rate
         self.impl = impl
-        self.qkv = Linear2d(in_channels, 3 * in_channels)
-        self.proj_out = Linear2d(in_channels, in_channels)
+        self.qkv = nn.Linear(in_channels, 3 * in_channels)
+        self.proj_out = nn.Linear(in_channels, in_channels)
         self.proj_drop = nn.Dropout(proj_drop_rate)
-        self.relative_position_bias_table = nn.Parameter(
-            torch.zeros(num_heads, 2 * kernel_size - 1, 2 * kernel_size - 1)
-        )
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.02)
+        side = 2 * kernel_size - 1
+        self.relative_position_bias_table = bias_table(num_heads, side, side, std=0.02)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
         height, width = x.shape[2:]
-        x = F.pad(x, (0, max(self.kernel_size - width, 0), 0, max(self.kernel_size - height, 0)))
-        query, key, value = self.qkv(x).chunk(3, 1)
+        x = pad_to(x, self.kernel_size, self.kernel_size)
+        query, key, value = channelwise(self.qkv, x).chunk(3, 1)
         x = neighborhood_attention(
             query,
             key,
@@ -72,4 +66,4 @@ class NeighborhoodAttention(nn.Module):
             self.attn_drop_rate if self.training else 0.0,
             self.impl,
         )
-        return self.proj_drop(self.proj_out(crop(x, height, width)))
+        return self.proj_drop(channelwise(self.proj_out, crop(x, height, width)))

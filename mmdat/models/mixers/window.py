@@ -2,18 +2,15 @@
 
 import math
 
-import torch
 import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmdat.ops import check_implementation, window_attention
-from mmdat.registry import MODELS
 
-from ..layers import Linear2d, check_heads, crop
+from ..layers import bias_table, channelwise, check_heads, crop
 
 
-@MODELS.register_module()
 class WindowAttention(nn.Module):
     """Attention within non-overlapping windows (mixer L; Swin, section 3.2).
 
@@ -50,11 +47,10 @@ class WindowAttention(nn.Module):
         self.num_heads = num_heads
         self.window_size = window_size
         self.attn_drop_rate = attn_drop_rate
-        self.qkv = Linear2d(in_channels, 3 * in_channels)
-        self.proj_out = Linear2d(in_channels, in_channels)
+        self.qkv = nn.Linear(in_channels, 3 * in_channels)
+        self.proj_out = nn.Linear(in_channels, in_channels)
         self.proj_drop = nn.Dropout(proj_drop_rate)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
-        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+        self.relative_position_bias_table = bias_table((2 * window_size - 1) ** 2, num_heads, std=0.01)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
@@ -62,7 +58,7 @@ class WindowAttention(nn.Module):
         # Whole windows, rounded up; torch.export follows this form for any size, but not ``-width % window_size``.
         rows, cols = [(side + self.window_size - 1) // self.window_size for side in (height, width)]
         x = F.pad(x, (0, cols * self.window_size - width, 0, rows * self.window_size - height))
-        query, key, value = self.qkv(x).chunk(3, 1)
+        query, key, value = channelwise(self.qkv, x).chunk(3, 1)
         x = window_attention(
             query,
             key,
@@ -74,10 +70,9 @@ class WindowAttention(nn.Module):
             self.attn_drop_rate if self.training else 0.0,
             self.impl,
         )
-        return self.proj_drop(self.proj_out(crop(x, height, width)))
+        return self.proj_drop(channelwise(self.proj_out, crop(x, height, width)))
 
 
-@MODELS.register_module()
 class ShiftedWindowAttention(WindowAttention):
     """Attention within windows shifted by half a window, rounded up (mixer S).
 

@@ -1,0 +1,94 @@
+"""Where deformable attention samples: the offset network (DAT, section 3.2)."""
+
+from typing import NamedTuple, Optional
+
+import torch
+import torch.nn as nn
+from torch import Tensor
+
+from ..layers import depthwise_conv, pad_to
+from .coordinates import CONVENTIONS, divisor, indices, reference_points
+
+
+class SamplingPoints(NamedTuple):
+    """What one deformable layer looked at in one forward pass; all (y, x), -1 and 1 the borders.
+
+    Attributes:
+        offset: How far each point moved, ``(B, G, Hk, Wk, 2)``, after any range factor.
+        reference: Where the points start, ``(Hk, Wk, 2)``; the same for all images and groups.
+        position: Where the map was sampled, ``(B, G, Hk, Wk, 2)``.
+
+    A layer with ``use_offsets=False`` gives the centres of the cells that it pools: one group, no offsets.
+    """
+
+    offset: Tensor
+    reference: Tensor
+    position: Tensor
+
+
+class OffsetNetwork(nn.ModuleList):
+    """From queries to sampling points: depthwise convolution, layer norm, GELU and a linear layer.
+
+    The channels are cut into groups, whose points differ; all groups share the weights.
+
+    Args:
+        in_channels: Channels of the queries.
+        groups: Offset groups; divides ``in_channels``.
+        kernel_size: Kernel of the convolution; odd, or ``stride``.
+        stride: Pixels of the map per sampling point, along each axis.
+        offset_range: Offsets are ``tanh(.) * offset_range`` in units of half a key cell, and may leave
+            the map. With None they are free, and positions are clamped to the map.
+        convention: Where the points start, ``'dat'`` or ``'dat++'``; see :mod:`mmdat.models.mixers.coordinates`.
+
+    Raises:
+        ValueError: For values that do not go together, naming the argument.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        groups: int,
+        kernel_size: int = 5,
+        stride: int = 1,
+        offset_range: Optional[float] = None,
+        convention: str = 'dat++',
+    ):
+        if convention not in CONVENTIONS:
+            raise ValueError(f"convention must be 'dat' or 'dat++', got '{convention}'")
+        if kernel_size != stride and kernel_size % 2 == 0:
+            raise ValueError(f'kernel_size={kernel_size} is even; it must be odd, or equal stride={stride}')
+        dim = in_channels // groups
+        padding = 0 if kernel_size == stride else kernel_size // 2
+        super().__init__(
+            [
+                depthwise_conv(dim, kernel_size, stride, padding),
+                nn.LayerNorm(dim),
+                nn.GELU(),
+                nn.Linear(dim, 2, bias=False),
+            ]
+        )
+        self.groups = groups
+        self.offset_range = offset_range
+        self.convention = convention
+        #: Smallest map that the convolution takes; smaller ones are filled up to one key cell.
+        self.min_size = stride if kernel_size == stride else 1
+
+    def forward(self, query: Tensor) -> SamplingPoints:
+        """Where to sample for the projected query ``(B, C, H, W)``.
+
+        At least float32, also under autocast: half precision cannot tell pixels of a large map apart.
+        """
+        conv, norm, act, linear = self
+        batch = query.shape[0]  # len() would fix it in an exported program
+        if self.min_size > 1:
+            query = pad_to(query, self.min_size, self.min_size)
+        features = conv(query.unflatten(1, (self.groups, -1)).flatten(0, 1)).permute(0, 2, 3, 1)
+        offset = linear(act(norm(features))).unflatten(0, (batch, self.groups))
+        offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
+        key_height, key_width = offset.shape[2:4]
+        reference = reference_points(key_height, key_width, self.convention, offset)
+        if self.offset_range is None:
+            return SamplingPoints(offset, reference, (reference + offset).clamp(-1, 1))
+        cells = torch.cat([divisor(indices(n, offset), self.convention) for n in (key_height, key_width)])
+        offset = offset.tanh() * self.offset_range / cells
+        return SamplingPoints(offset, reference, reference + offset)
