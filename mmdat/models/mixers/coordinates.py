@@ -17,22 +17,22 @@ then 1, so that a single query lies in the centre.
 import torch
 from torch import Tensor
 
+from mmdat.compat import at_least
+
 CONVENTIONS = ('dat', 'dat++')
 
 
 def reference_points(height: int, width: int, convention: str, like: Tensor) -> Tensor:
     """The sampling points before they move, ``(height, width, 2)``, in the dtype and on the device of ``like``."""
-    axes = [indices(n, like) for n in (height, width)]
-    axes = [(index + 0.5) / divisor(index, convention) * 2 - 1 for index in axes]
+    axes = [(indices(size, like) + 0.5) / divisor(size, convention) * 2 - 1 for size in (height, width)]
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
 
 
 def query_axis(size: int, convention: str, like: Tensor) -> Tensor:
     """Positions of the queries along one axis, ``(size,)``: cell centres in DAT, border to border in DAT++."""
-    index = indices(size, like)
     if convention == 'dat':
-        return (index + 0.5) / divisor(index, convention) * 2 - 1
-    return (index * 2 - index[-1:]) / divisor(index, convention)
+        return (indices(size, like) + 0.5) / size * 2 - 1
+    return (indices(size, like) * 2 - (size - 1)) / divisor(size, convention)
 
 
 def indices(size: int, like: Tensor) -> Tensor:
@@ -40,7 +40,6 @@ def indices(size: int, like: Tensor) -> Tensor:
     return torch.arange(size, dtype=like.dtype, device=like.device)
 
 
-def divisor(index: Tensor, convention: str) -> Tensor:
-    """What the convention divides an axis by, ``(1,)``, from the axis' :func:`indices`."""
-    # From the indices, for functions such as max would fix the size in a traced or exported program.
-    return index[-1:] + 1 if convention == 'dat' else index[-1:].clamp(min=1)
+def divisor(size: int, convention: str) -> int:
+    """What the convention divides an axis by."""
+    return size if convention == 'dat' else at_least(size - 1, 1)

@@ -7,7 +7,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from ..layers import depthwise_conv, pad_to
-from .coordinates import CONVENTIONS, divisor, indices, reference_points
+from .coordinates import CONVENTIONS, divisor, reference_points
 
 
 class SamplingPoints(NamedTuple):
@@ -89,6 +89,7 @@ class OffsetNetwork(nn.ModuleList):
         reference = reference_points(key_height, key_width, self.convention, offset)
         if self.offset_range is None:
             return SamplingPoints(offset, reference, (reference + offset).clamp(-1, 1))
-        cells = torch.cat([divisor(indices(n, offset), self.convention) for n in (key_height, key_width)])
+        # Not one new_tensor: an exported program would keep the numbers of the example.
+        cells = torch.stack([offset.new_full((), divisor(n, self.convention)) for n in (key_height, key_width)])
         offset = offset.tanh() * self.offset_range / cells
         return SamplingPoints(offset, reference, reference + offset)
