@@ -3,13 +3,18 @@
 Each hostile file would make the directory ``ran``; at last its test reads it the plain way, to see that it does.
 """
 
+import io
 import json
 import os
 import pickle
 import shutil
+import tarfile
+import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -20,7 +25,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
 
 from mmdat import DAT
-from mmdat.checkpoints.reading import load_weights
+from mmdat.checkpoints.reading import load_pickle, load_weights
 from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.datasets import make_shapes
 from mmdat.errors import CheckpointError
@@ -318,3 +323,109 @@ def save_untrained(config, path):
     cfg = Config.fromfile(config)
     init_default_scope(cfg.default_scope)
     torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), path)
+
+
+# --- files that take time or memory ----------------------------------------------------------------
+
+
+def shared_containers():
+    node = [torch.zeros(1)]
+    for _ in range(40):
+        node = [node, node]
+    torch.save(dict(state_dict={}, node=node), 'a.pth')
+
+
+def containers_that_hold_themselves():
+    node = []
+    node.append(node)
+    torch.save(dict(node=node), 'a.pth')
+
+
+def pickle_of(content, legacy=True):
+    """Put a pickle in the place of the one of a checkpoint, in the old format or the present one."""
+
+    def make():
+        torch.save(dict(a=1), 'a.pth', _use_new_zipfile_serialization=not legacy)
+        if legacy:
+            head = io.BytesIO(Path('a.pth').read_bytes())
+            for _ in range(3):  # magic number, version, system
+                pickle.load(head)
+            Path('a.pth').write_bytes(head.getvalue()[: head.tell()] + content)
+        else:
+            rewrite(
+                lambda archive, entry, old: archive.writestr(entry, content if 'data.pkl' in entry.filename else old)
+            )
+
+    return make
+
+
+def rewrite(write):
+    with zipfile.ZipFile('a.pth') as archive:
+        entries = [(entry, archive.read(entry)) for entry in archive.infolist()]
+    with zipfile.ZipFile('a.pth', 'w') as archive:
+        for entry, content in entries:
+            write(archive, entry, content)
+
+
+def compressed_records():
+    torch.save(dict(a=torch.zeros(2**22)), 'a.pth')
+    rewrite(lambda archive, entry, content: archive.writestr(entry.filename, content, zipfile.ZIP_DEFLATED))
+
+
+def records_longer_than_the_file():
+    torch.save(dict(a=torch.zeros(8)), 'a.pth')
+    content = Path('a.pth').read_bytes()
+    where = content.rindex(b'PK\x01\x02')
+    # The size of the last record in the table of contents, twice: compressed and as it is.
+    Path('a.pth').write_bytes(content[: where + 20] + (10**9).to_bytes(4, 'little') * 2 + content[where + 28 :])
+
+
+def tar_with_a_pipe():
+    os.mkfifo('storages')
+    with tarfile.open('a.pth', 'w') as archive:
+        archive.add('storages')
+
+
+MEMO = b'\x80\x02]r' + (2**31 - 1).to_bytes(4, 'little') + b'.'
+ATTACKS = {
+    'shared containers': (shared_containers, 'hold each other more than 10000000 times'),
+    'containers that hold themselves': (containers_that_hold_themselves, 'holds itself'),
+    'deep containers': (
+        pickle_of(b'\x80\x02' + b']' * 500 + b'a' * 499 + b'.', legacy=False),
+        'nested more than 100 deep',
+    ),
+    'memo index, old format': (pickle_of(MEMO), 'memo index 2147483647'),
+    'memo index, zip': (pickle_of(MEMO, legacy=False), 'memo index 2147483647'),
+    'memo index as text': (pickle_of(b'(lp2000000000\n.'), 'memo index 2000000000'),
+    'bytes that are not there': (pickle_of(b'\x80\x04\x8e' + (2**40).to_bytes(8, 'little') + b'.'), 'not a readable'),
+    'compressed records': (compressed_records, 'compressed records'),
+    'records longer than the file': (records_longer_than_the_file, 'not a readable'),
+    'tar file with a pipe': (tar_with_a_pipe, 'it is a tar file'),
+}
+
+
+@pytest.mark.parametrize('make, message', ATTACKS.values(), ids=ATTACKS)
+def test_files_that_would_take_all_memory_or_never_end(make, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make()
+    before = psutil.Process().memory_info().rss
+    start = time.perf_counter()
+    with pytest.raises(
+        CheckpointError, match=f'a.pth is not a readable PyTorch checkpoint .*{message}|{message}'
+    ) as error:
+        load_weights('a.pth')
+    assert '\n' not in str(error.value)
+    assert time.perf_counter() - start < 1
+    assert psutil.Process().memory_info().rss - before < 50e6
+
+
+def test_sharing_that_checkpoints_have_is_kept(tmp_path):
+    group = dict(lr=0.1, betas=(0.9, 0.99))
+    torch.save(dict(one=[group, group], two=group), tmp_path / 'a.pth')
+    loaded = load_weights(tmp_path / 'a.pth')
+    assert loaded['two'] == group and loaded['one'][0] is loaded['one'][1] is loaded['two']
+
+
+def test_annotation_files_take_no_memory_either():
+    with pytest.raises(pickle.UnpicklingError, match='memo index'):
+        load_pickle(io.BytesIO(MEMO))

@@ -21,6 +21,8 @@ import torch
 
 from mmdat.errors import CheckpointError
 
+from .forged import Settling, check_no_tar, check_opcodes, check_zip
+
 _FORCE_WEIGHTS_ONLY = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
 
 
@@ -53,7 +55,7 @@ class _DType:
 
 
 class _Array:
-    """A pickled numpy array, until :func:`_settle` puts the array in its place."""
+    """A pickled numpy array, until the array is put in its place."""
 
     def __init__(self, *args: Any):
         self.value: Any = None
@@ -107,6 +109,10 @@ _OLD_NAMES = {'__builtin__': 'builtins', 'numpy._core.multiarray': 'numpy.core.m
 
 
 class _Unpickler(pickle.Unpickler):
+    def __init__(self, file: BinaryIO, **kwargs: Any):
+        check_opcodes(file)
+        super().__init__(file, **kwargs)
+
     def find_class(self, module: str, name: str) -> Any:
         return _ALLOWED.get((_OLD_NAMES.get(module, module), name)) or self.missing(module, name)
 
@@ -119,18 +125,8 @@ class _StrictUnpickler(_Unpickler):
         raise pickle.UnpicklingError(f'{module}.{name}, and making one could run code of the file')
 
 
-def _settle(node: Any) -> Any:
-    """Put arrays and logs in the place of what stands for them, however deep."""
-    if isinstance(node, (_Array, _History)):
-        return node.value
-    if isinstance(node, dict):
-        for key, value in node.items():
-            node[key] = _settle(value)
-    elif isinstance(node, list):
-        node[:] = map(_settle, node)
-    elif type(node) is tuple:
-        return tuple(map(_settle, node))
-    return node
+def _value(node: Any) -> Any:
+    return node.value if isinstance(node, (_Array, _History)) else node
 
 
 def load_pickle(file: BinaryIO, **kwargs: Any) -> Any:
@@ -139,7 +135,7 @@ def load_pickle(file: BinaryIO, **kwargs: Any) -> Any:
     Raises:
         pickle.UnpicklingError: If it holds anything else; says what.
     """
-    return _settle(_StrictUnpickler(file, **kwargs).load())
+    return Settling(_value)(_StrictUnpickler(file, **kwargs).load())
 
 
 def load_weights(path: Union[str, Path], everything: bool = False) -> dict[str, Any]:
@@ -162,7 +158,7 @@ def load_weights(path: Union[str, Path], everything: bool = False) -> dict[str, 
         return _load_safetensors(path)
     try:
         with path.open('rb') as file:
-            checkpoint = _settle(_load(file, _StrictUnpickler if everything else _Unpickler))
+            checkpoint = Settling(_value)(_load(file, _StrictUnpickler if everything else _Unpickler))
     except pickle.UnpicklingError as error:
         if not everything or 'run code' not in str(error):
             raise _unreadable(path, error) from error
@@ -194,9 +190,11 @@ def _load_safetensors(path: Path) -> dict[str, Any]:
 def _load(file: BinaryIO, unpickler: type) -> Any:
     zipped = file.read(4) == b'PK\x03\x04'
     file.seek(0)
-    if zipped and 'constants.pkl' in torch._C.PyTorchFileReader(file).get_all_records():
+    records = torch._C.PyTorchFileReader(file).get_all_records() if zipped else []
+    if 'constants.pkl' in records:
         # torch.load would hand it to torch.jit.load, which runs functions of the archive.
         raise ValueError('it is a TorchScript archive')
+    check_zip(file, records) if zipped else check_no_tar(file)
     file.seek(0)
 
     def load(file: BinaryIO, **kwargs: Any) -> Any:

@@ -79,7 +79,7 @@ class _PlainYaml(YamlHandler):
     def load_from_fileobj(self, file: TextIO, **kwargs: Any) -> Any:
         try:
             return yaml.safe_load(file)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             problem = getattr(error, 'problem', None) or 'it cannot be parsed'
             raise RunError(f'a YAML file of the data has more than plain values ({problem}): store JSON') from error
 
