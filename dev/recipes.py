@@ -54,7 +54,11 @@ The table of each family says what the configs have, where it comes from, and in
 
 ## All families
 
-- **Seeds.** The authors seed each process with the seed plus its rank, and so does `tools/train.py`.
+- **Pretrained weights.** The authors' detectors and segmentors start from their ImageNet classifiers; their files leave
+  the path open. The configs here start from nothing unless told
+  ([configs/README.md](../configs/README.md#pretrained-weights)).
+- **Seeds.** The authors seed each process with the seed plus its rank. The rank is mixed into the seed here, too, in
+  another way.
 - **Precision.** The configs are in float32 and run on CPUs; `--amp` trains them in float16. The tables say which runs
   of the authors were in float16.
 - **DAT's detectors and segmentors.** The authors released files for those of DAT++ only. What DAT's have comes from the

@@ -20,7 +20,7 @@ from mmseg.structures import SegDataSample
 
 from mmdat.models import DeformableAttention, NeighborhoodAttention, WindowAttention
 
-NORMS = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._NormBase)
+NORMS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d, nn.SyncBatchNorm)
 # Learned parts of DINO and Mask2Former that have no inputs: queries and the codes of the feature levels.
 EMBEDDINGS = r'(query_embed|query_feat|level_embed|query_embedding)(\.weight)?$'
 # Iterations in an epoch, where the length of an epoch does not matter; more than COCO's warm-up of 500.
@@ -206,7 +206,7 @@ def layers(module: nn.Module) -> str:
     """How many convolutions and linear layers a module has, and its norms."""
     counts: dict = {}
     for one in module.modules():
-        if isinstance(one, nn.modules.conv._ConvNd):
+        if isinstance(one, (nn.Conv1d, nn.Conv2d, nn.ConvTranspose2d)):
             name = 'convolutions'
         elif isinstance(one, nn.Linear):
             name = 'linear layers'

@@ -15,7 +15,7 @@ from mmengine.dataset import Compose
 from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, METRICS, MODELS, TRANSFORMS, init_default_scope
 from mmengine.runner import Runner
-from recipe_values import FIELDS
+from recipe_values import FIELDS, built_optimizer
 
 from mmdat import DAT
 
@@ -28,11 +28,12 @@ METADATA = {
     for model in yaml.safe_load(path.read_text())['Models']
 }
 
-# The papers' counts, of models for 224x224 with 1000 classes.
+# The counts of the papers and of the released DAT+, of models for 224x224 with 1000 classes.
 CLASSIFIER_PARAMETERS = {
     'dat_t': 28319138,
     'dat_s': 49700402,
     'dat_b': 87881632,
+    'datp_t': 22772796,
     'datpp_t': 23962876,
     'datpp_s': 53127366,
     'datpp_b': 93690640,
@@ -53,11 +54,11 @@ get_flops = load_tool('get_flops')
 
 
 class Name:
-    """What the name of a config says: {head}_{dat|datpp}_{t|s|b}_{schedule}_{dataset}."""
+    """What the name of a config says: {head}_{dat|datp|datpp}_{t|s|b}_{schedule}_{dataset}."""
 
     def __init__(self, name: str):
         match = re.fullmatch(
-            r'(?:(\w+)_)?(dat|datpp)_([tsb])_([0-9]+[xek])_(coco|coco_panoptic|ade20k|in1k(?:_384)?)', name
+            r'(?:(\w+)_)?(dat|datp|datpp)_([tsb])_([0-9]+[xek])_(coco|coco_panoptic|ade20k|in1k(?:_384)?)', name
         )
         self.name = name
         assert match, f'{name} does not follow the naming rule of configs/README.md'
@@ -104,7 +105,7 @@ def test_config_follows_the_naming_rule(built):
     backbone = built.config.model.backbone
     assert backbone.type == 'mmdat.DAT'
     size = dict(t='tiny', s='small', b='base')[built.name.size]
-    assert backbone.arch == size + ('++' if built.name.generation == 'datpp' else '')
+    assert backbone.arch == size + built.name.generation[len('dat') :].replace('p', '+')
     assert built.config.default_scope == built.name.toolbox
 
 
@@ -183,6 +184,15 @@ def test_recipe_says_what_is_built(built):
     name = str(built.name)
     table = {field: RECIPES[name].of(name, field).value for field in FIELDS}
     assert {field: read(built.config, built.model) for field, read in FIELDS.items()} == table
+
+
+def test_optimizer_spares_what_the_backbone_names(built):
+    """The lists of the configs follow from the model's own."""
+    backbone = built.model.backbone
+    by_parameter = built_optimizer(built.config, built.model)[1]
+    spared = {name for name, p in backbone.named_parameters() if by_parameter[id(p)]['weight_decay'] == 0}
+    biases = {name for name, _ in backbone.named_parameters() if name.endswith('.bias')}
+    assert spared == backbone.no_weight_decay() | (biases if built.name.head == 'classifier' else set())
 
 
 def assert_registered(registry, options: dict) -> None:

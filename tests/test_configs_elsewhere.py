@@ -18,7 +18,7 @@ TEXT = (Path(__file__).parents[1] / 'docs/other_projects.md').read_text()
 MMDET, PYTHON_STYLE, PLAIN, TORCHVISION, PLUGIN = re.findall(r'```python\n(.*?)```', TEXT, re.S)
 
 
-@pytest.mark.parametrize('size', ['dat_t', 'dat_s', 'dat_b', 'datpp_t', 'datpp_s', 'datpp_b'])
+@pytest.mark.parametrize('size', ['dat_t', 'dat_s', 'dat_b', 'datp_t', 'datpp_t', 'datpp_s', 'datpp_b'])
 def test_importable_backbones_are_those_of_the_configs(size):
     options = dict(getattr(mmdat.configs.backbones, size))
     channels = getattr(mmdat.configs.backbones, f'{size}_channels')
