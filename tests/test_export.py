@@ -1,42 +1,158 @@
-"""tools/export_onnx.py: what onnxruntime makes of exported models, and refusals in one sentence."""
+"""mmdat.export and its tools: what onnxruntime makes of exported models, and refusals in one sentence."""
 
+import json
 import sys
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from in_process import ROOT, load_tool
+from in_process import ROOT, load_tool, run_tool
+from mmdet.structures import DetDataSample
+from pycocotools import mask as coco
 
+import mmdat.export.onnx
 from mmdat import DAT
+from mmdat.config.load import load_config
+from mmdat.datasets import make_shapes
 from mmdat.errors import RunError
-
-export_onnx = load_tool('export_onnx')
+from mmdat.export.models import AveragePool, Backbone, load_model
+from mmdat.export.onnx import compare, export_checked, require_packages
+from mmdat.models.arch import ARCHS
 
 try:
-    export_onnx.require_packages()
+    require_packages()
     MISSING = ''
 except RunError as error:
     MISSING = str(error)
 can_export = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 
+DETECTORS = {
+    'maskrcnn': 'configs/demo/maskrcnn_{}nano_shapes.py',
+    'retinanet': 'configs/retinanet_{}_t_1x_coco.py',
+    'cascade': 'configs/cascade_maskrcnn_{}_t_1x_coco.py',
+}
+
 
 def call(monkeypatch, *args):
     monkeypatch.setattr(sys, 'argv', ['export_onnx.py', *map(str, args)])
-    export_onnx.main()
+    load_tool('export_onnx').main()
+
+
+def detector_config(kind, generation):
+    """A detector of a family of the zoo with the demo's backbone, and few proposals."""
+    cfg = load_config(str(ROOT / DETECTORS[kind].format(generation)))
+    if kind == 'retinanet':
+        cfg.model.test_cfg.nms_pre = 100
+    else:
+        cfg.model.test_cfg.rpn.update(nms_pre=100, max_per_img=50)
+        cfg.model.test_cfg.rcnn.max_per_img = 20
+    if kind != 'maskrcnn':
+        demo = load_config(str(ROOT / DETECTORS['maskrcnn'].format(generation))).model
+        cfg.model.backbone, cfg.model.neck.in_channels = demo.backbone, demo.neck.in_channels
+    return cfg
+
+
+def make_certain(model):
+    """Spread the scores of an untrained detector, so that no two objects tie."""
+    for name, weight in model.named_parameters():
+        if any(part in name for part in ('fc_cls.weight', 'rpn_cls.weight', 'conv_logits.weight')):
+            torch.nn.init.normal_(weight, std=0.05)
+        if 'retina_cls.weight' in name:
+            torch.nn.init.normal_(weight, std=0.005)
+    return model
+
+
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+@pytest.mark.parametrize('kind', sorted(DETECTORS))
+def test_detectors_as_functions_of_tensors_equal_mmdet(kind, generation):
+    """Also where a part of the input is padding."""
+    model = make_certain(load_model(detector_config(kind, generation), whole=True))
+    image = torch.rand(1, 3, 128, 160) * 4 - 2
+    shape = (120, 150)
+    boxes, scores, labels, *masks = model(image, torch.tensor(shape, dtype=torch.float32))
+    meta = dict(img_shape=shape, ori_shape=shape, scale_factor=(1.0, 1.0), batch_input_shape=(128, 160))
+    (sample,) = model.detector.predict(image, [DetDataSample(metainfo=meta)])
+    expected = sample.pred_instances
+    assert len(expected) > 3
+    torch.testing.assert_close(boxes, expected.bboxes)
+    torch.testing.assert_close(scores, expected.scores)
+    assert torch.equal(labels, expected.labels)
+    if masks:
+        paste = load_tool('infer_onnx').paste
+        for probabilities, box, mask in zip(masks[0], boxes, expected.masks):
+            pasted = paste(probabilities.numpy(), box.numpy(), *shape)
+            assert (pasted != mask.numpy()).mean() < 1e-3  # pixels on the edge, by rounding
+
+
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'model.test_cfg.nms.type': 'soft_nms'}, 'type soft_nms cannot be exported'),
+        ({'model.type': 'FCOS', 'model.bbox_head.type': 'FCOSHead'}, 'a whole FCOS cannot be exported'),
+    ],
+)
+def test_detectors_that_cannot_be_exported(options, message):
+    cfg = detector_config('retinanet', 'dat')
+    if 'model.type' in options:
+        cfg.model.bbox_head = dict(type='FCOSHead', num_classes=2, in_channels=256)
+    cfg.merge_from_dict(options)
+    with pytest.raises(RunError, match=message):
+        load_model(cfg, whole=True)
+
+
+@can_export
+@pytest.mark.slow
+@pytest.mark.parametrize('task', ['detection', 'segmentation', 'classification'])
+def test_a_whole_model_predicts_the_same_without_pytorch(task, tmp_path, monkeypatch):
+    """The files of tools/infer_onnx.py are those of tools/infer.py: objects, masks, label maps, scores."""
+    make_shapes(tmp_path / 'data/shapes', num_train=1, num_val=3, size=64)
+    monkeypatch.chdir(tmp_path)
+    pictures = sorted((tmp_path / 'data/shapes/images/validation').glob('*.jpg'))
+    name = {'detection': 'maskrcnn_datnano', 'segmentation': 'upernet_datppnano', 'classification': 'datnano'}[task]
+    config = ROOT / f'configs/demo/{name}_shapes.py'
+    model = make_certain(load_model(load_config(str(config)), whole=True))
+    (inner,) = model.children()
+    torch.save(dict(state_dict=inner.state_dict(), meta={}), 'weights.pth')
+    images = ['--images', *pictures] if task == 'detection' else []
+    call(monkeypatch, config, 'whole.onnx', '--whole', '--checkpoint', 'weights.pth', '--size', 64, 64, *images)
+
+    options = '--out-dir', 'torch', '--device', 'cpu', '--score-thr', 0.1
+    assert run_tool(monkeypatch, 'infer', config, 'weights.pth', *pictures, *options) == 0
+    monkeypatch.setattr(
+        sys, 'argv', ['infer_onnx.py', 'whole.onnx', *map(str, pictures), '--out-dir', 'onnx', '--score-thr', '0.1']
+    )
+    assert load_tool('infer_onnx').main() == 0
+
+    expected, found = [json.loads((tmp_path / way / 'predictions.json').read_text()) for way in ('torch', 'onnx')]
+    assert len(expected) == len(found) >= 3
+    for one, other in zip(expected, found):
+        assert one.keys() == other.keys()
+        assert one.get('category_id') == other.get('category_id') and one['image_id'] == other['image_id']
+        if 'bbox' in one:
+            np.testing.assert_allclose(one['bbox'], other['bbox'], atol=0.1)
+            masks = [coco.decode(way['segmentation']) for way in (one, other)]
+            assert (masks[0] != masks[1]).mean() < 1e-3
+        if 'score' in one:
+            assert abs(one['score'] - other['score']) < 1e-4
+        if 'label_map' in one:
+            import cv2
+
+            maps = [cv2.imread(str(tmp_path / way / one['label_map']), -1) for way in ('torch', 'onnx')]
+            assert (maps[0] != maps[1]).mean() < 1e-3
 
 
 @can_export
 def test_backbone(nano, tmp_path):
     """Maps that need padding in windows and are no multiples of the stride."""
-    model = DAT(nano, img_size=64, attn_impl='naive').eval()
+    model = Backbone(DAT(nano, img_size=64, attn_impl='naive').eval())
     path = str(tmp_path / 'nano.onnx')
-    export_onnx.export(model, path, (70, 99))
-    assert max(export_onnx.check(model, path, [(1, 70, 99)] * 3)) <= 1e-4
+    assert max(export_checked(model, path, (70, 99))) <= 1
     # The check can fail: other weights, and a size that the file is not made for.
-    other = DAT(nano, img_size=64, attn_impl='naive').eval()
-    assert export_onnx.check(other, path, [(1, 70, 99)])[0] > 1e-2
+    other = Backbone(DAT(nano, img_size=64, attn_impl='naive').eval())
+    assert compare(other, path, [(torch.randn(1, 3, 70, 99), (70, 99))])[0] > 100
     with pytest.warns(UserWarning, match='onnxruntime failed'):
-        assert export_onnx.check(model, path, [(1, 64, 96)]) == [float('inf')]
+        assert compare(model, path, [(torch.randn(1, 3, 64, 96), (64, 96))]) == [float('inf')]
 
 
 @can_export
@@ -52,11 +168,11 @@ def test_backbone(nano, tmp_path):
 def test_any_batch_and_size(arch, tmp_path):
     """All mixers, below and above the size of the example, with and without padding, down to maps of one pixel."""
     arch = dict(arch, dims=(16, 32, 64, 128), depths=(1, 1, 1, 1), heads=(1, 2, 4, 8))
-    model = DAT(arch, img_size=64, attn_impl='naive').eval()
+    model = Backbone(DAT(arch, img_size=64, attn_impl='naive').eval())
     path = str(tmp_path / 'any.onnx')
-    export_onnx.export(model, path, (256, 256), dynamic=True)
+    export_checked(model, path, (256, 256), dynamic=True)
     shapes = [(1, 32, 32), (2, 32, 100), (1, 64, 64), (3, 65, 99), (1, 200, 333)]
-    assert max(export_onnx.check(model, path, shapes)) <= 1e-4
+    assert max(compare(model, path, [(torch.randn(b, 3, *sides), sides) for b, *sides in shapes])) <= 1
 
 
 @can_export
@@ -71,7 +187,7 @@ def test_segmentor(generation, dynamic, tmp_path, monkeypatch, capsys):
     call(monkeypatch, config, path, '--whole', '--size', 64, 96, *(['--dynamic'] if dynamic else []))
     out = capsys.readouterr().out
     print(out)
-    assert 'agrees with PyTorch' in out
+    assert 'computes what PyTorch does' in out
     (logits,) = onnxruntime.InferenceSession(str(path)).get_outputs()
     assert [isinstance(side, str) for side in logits.shape] == [dynamic, False, dynamic, dynamic]
     if not dynamic:
@@ -80,12 +196,12 @@ def test_segmentor(generation, dynamic, tmp_path, monkeypatch, capsys):
 
 @can_export
 @pytest.mark.slow
-@pytest.mark.parametrize('arch', sorted(export_onnx.ARCHS))
+@pytest.mark.parametrize('arch', sorted(ARCHS))
 def test_published_archs(arch, tmp_path, monkeypatch, capsys):
     call(monkeypatch, arch, tmp_path / 'out.onnx', '--size', 224, 224)
     out = capsys.readouterr().out
     print(out)  # pytest -rP shows the differences
-    assert 'agrees with PyTorch' in out
+    assert 'computes what PyTorch does' in out
 
 
 @can_export
@@ -93,7 +209,7 @@ def test_published_archs(arch, tmp_path, monkeypatch, capsys):
 def test_an_older_file_stays_until_the_new_one_is_good(tmp_path, monkeypatch):
     path = tmp_path / 'out.onnx'
     path.write_bytes(b'old')
-    monkeypatch.setattr(export_onnx, 'TOLERANCE', -1)
+    monkeypatch.setattr(mmdat.export.onnx, 'TOLERANCE', -1)
     with pytest.raises(RunError, match='was not kept'):
         call(monkeypatch, ROOT / 'configs/demo/datnano_shapes.py', path, '--size', 64, 64)
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b'old'
@@ -104,27 +220,26 @@ def test_pooling_without_a_loop_equals_pytorch(bins):
     """Also of maps with fewer pixels than bins, and where bins share pixels."""
     for size in ((5, 7), (16, 12), (6, 1), (1, 25)):
         x = torch.randn(2, 3, *size, dtype=torch.float64)
-        torch.testing.assert_close(export_onnx.AveragePool(bins)(x), F.adaptive_avg_pool2d(x, bins))
+        torch.testing.assert_close(AveragePool(bins)(x), F.adaptive_avg_pool2d(x, bins))
 
 
 def test_loads_plain_operations_and_the_weights(tmp_path):
     backbone = DAT('tiny')
     torch.save(backbone.state_dict(), tmp_path / 'weights.pth')
-    model = export_onnx.load_model('tiny', str(tmp_path / 'weights.pth'), whole=False)
+    model = load_model('tiny', str(tmp_path / 'weights.pth'), whole=False)
     assert {m.impl for m in model.modules() if hasattr(m, 'impl')} == {'naive'}
     assert not model.training
     for name, value in backbone.state_dict().items():
-        assert torch.equal(model.state_dict()[name], value)
+        assert torch.equal(model.backbone.state_dict()[name], value)
 
 
 @pytest.mark.parametrize(
     'source, message',
     [
         ('tiny', 'is a backbone by itself'),
-        (str(ROOT / 'configs/maskrcnn_dat_t_1x_coco.py'), 'exports segmentors only'),
         ('tiny+++', 'there is no config file'),
     ],
 )
 def test_refusals(source, message):
     with pytest.raises(RunError, match=message):
-        export_onnx.load_model(source, None, whole=True)
+        load_model(source, None, whole=True)
