@@ -98,7 +98,11 @@ class DeformableAttention(nn.Module):
         elif self.position_bias == 'dwconv':
             self.bias_conv = depthwise_conv(in_channels)
         elif self.position_bias == 'log':
-            self.bias_mlp = nn.Sequential(nn.Linear(2, 32), nn.ReLU(), nn.Linear(32, num_heads // groups, bias=False))
+            # Parameters, not layers: the operator computes with them, and what wraps layers would have no effect.
+            hidden, out = nn.Linear(2, 32), nn.Linear(32, num_heads // groups, bias=False)
+            self.bias_mlp = nn.ModuleList(
+                [nn.ParameterDict(hidden.named_parameters()), nn.ReLU(), nn.ParameterDict(out.named_parameters())]
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
@@ -133,4 +137,4 @@ class DeformableAttention(nn.Module):
         if self.position_bias == 'table':
             return TableBias(self.relative_position_bias_table, position, *axes, evenly_spaced=True)
         hidden, _, out = self.bias_mlp
-        return LogBias(hidden.weight, hidden.bias, out.weight, position, *axes)
+        return LogBias(hidden['weight'], hidden['bias'], out['weight'], position, *axes)
