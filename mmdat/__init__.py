@@ -1,20 +1,22 @@
 """DAT and DAT++, Vision Transformers with Deformable Attention, for PyTorch and OpenMMLab."""
 
-from .compat import HAS_MMENGINE
-from .extraction import features
-from .models import (
-    DAT,
-    DeformableAttention,
-    NeighborhoodAttention,
-    ShiftedWindowAttention,
-    WindowAttention,
-    record_sampling,
-)
-from .version import __version__
-from .weights import list_weights
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
 
-if HAS_MMENGINE:
-    from . import registry  # noqa: F401, so that MMEngine knows what configs and checkpoints can name
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .extraction import features
+    from .models import (
+        DAT,
+        DeformableAttention,
+        NeighborhoodAttention,
+        ShiftedWindowAttention,
+        WindowAttention,
+        record_sampling,
+    )
+    from .weights import list_weights
 
 __all__ = [
     'DAT',
@@ -27,3 +29,16 @@ __all__ = [
     'list_weights',
     'record_sampling',
 ]
+
+_MODULES = {'features': 'extraction', 'list_weights': 'weights'}
+
+
+def __getattr__(name: str) -> Any:
+    """Import PyTorch when it is needed: a command's ``--help`` does not wait for it."""
+    if name in ('models', 'ops'):
+        return importlib.import_module(f'{__name__}.{name}')
+    if name in __all__:
+        if importlib.util.find_spec('mmengine') is not None:
+            importlib.import_module(f'{__name__}.registry')  # so that MMEngine knows what configs can name
+        return getattr(importlib.import_module(f'{__name__}.{_MODULES.get(name, "models")}'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,59 +1,61 @@
-"""What the command-line tools share: options, and one sentence for a fault that the user can put right."""
+"""What the command-line tools share: options, and one sentence for a fault that the user can put right.
+
+Nothing heavy is imported before the options are read, so that ``--help`` and mistyped options answer at once.
+"""
 
 import argparse
-import errno
 import os
-import re
 import sys
 import traceback
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import TYPE_CHECKING, Any, Callable, Optional
 
-from mmengine.config import Config, DictAction
-
-from mmdat.config.load import load_config
 from mmdat.errors import CheckpointError, RunError
+from mmdat.explain import explain
 
-_PACKAGE = str(Path(__file__).parent)
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+if TYPE_CHECKING:
+    from mmengine.config import Config
 
-# What a message has in it, and the sentence; groups of the pattern fill in.
-_KNOWN = [
-    (r'failed to load image: (\S+)', '{0} is not a readable image: replace it, or take it out of the dataset'),
-    (r"No such file or directory: '([^']+)'", 'there is no file {0}: put it there, or correct what names it'),
-    (r'(the image must have at least \d+x\d+ pixels, got \d+x\d+)', '{0}: resize or pad it in the pipeline'),
-    (r'(\S+ is not in the \S+ registry)', 'the config cannot be used, as {0}: correct the type'),
-    (
-        r"((?:\w+\.)?__init__\(\) got an unexpected keyword argument '\w+')",
-        'the config cannot be used, as {0}: correct or remove this argument',
-    ),
-    (
-        r'!buf\.empty\(\)',
-        'an image file of the dataset is empty (find DIRECTORY -size 0 lists such files): replace it, or take it out',
-    ),
-    # MMEngine puts the classes that it was building in front, outermost first.
-    (r'^(?:class `\w+` in \S+: )*class `(\w+)` in \S+: (.+)', 'the config of {0} cannot be used: {1}'),
-]
+#: Set to 1, it makes the tools print the traceback in front of the sentence.
+TRACEBACK = 'MMDAT_TRACEBACK'
 
 
-def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """The options that training and testing share."""
-    parser.add_argument('--work-dir', help='where logs, checkpoints and pictures go (default: work_dirs/CONFIG)')
+def parser_of(description: str) -> argparse.ArgumentParser:
+    """A parser that shows a tool's docstring as it is written."""
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """The options that change a config."""
     parser.add_argument(
         '--override',
         metavar='FILE',
         help='a config file merged over CONFIG; num_classes at its top level replaces every num_classes of the model',
     )
     parser.add_argument(
-        '--data', metavar='DIR', help='the directory of your data, for --override configs/own_data/… (its data_root)'
-    )
-    parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
         type=key_value,
         metavar='KEY=VALUE',
         help='entries of the config to change, such as train_dataloader.batch_size=4',
+    )
+
+
+def add_trust_option(parser: argparse.ArgumentParser) -> None:
+    """The option that lets files run code."""
+    parser.add_argument(
+        '--trust-files',
+        action='store_true',
+        help='read checkpoints and annotations with all their objects, which can run code in them: own files only',
+    )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """The options that training and testing share."""
+    parser.add_argument('--work-dir', help='where logs, checkpoints and pictures go (default: work_dirs/CONFIG)')
+    add_config_options(parser)
+    parser.add_argument(
+        '--data', metavar='DIR', help='the directory of your data, for --override configs/own_data/… (its data_root)'
     )
     parser.add_argument(
         '--compile',
@@ -62,6 +64,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none', help='job launcher')
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    add_trust_option(parser)
 
 
 def key_value(text: str) -> str:
@@ -71,10 +74,25 @@ def key_value(text: str) -> str:
     return text
 
 
-def config_of(args: argparse.Namespace) -> Config:
-    """The config that a command line with :func:`add_common_options` names."""
-    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    return load_config(args.config, args.override, args.cfg_options, args.data, args.work_dir, args.launcher)
+def read_config(
+    path: str,
+    override: Optional[str] = None,
+    cfg_options: Optional[list[str]] = None,
+    data: Optional[str] = None,
+    work_dir: Optional[str] = None,
+    launcher: str = 'none',
+) -> 'Config':
+    """The config that a command line names; ``cfg_options`` are texts such as ``model.head.num_classes=4``."""
+    from mmengine.config import DictAction
+
+    from mmdat.config.load import load_config
+
+    options = None
+    if cfg_options:
+        reader = argparse.ArgumentParser(prog=Path(sys.argv[0]).name)
+        reader.add_argument('--cfg-options', nargs='+', action=DictAction)
+        options = reader.parse_args(['--cfg-options', *cfg_options]).cfg_options
+    return load_config(path, override, options, data, work_dir, launcher)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -82,34 +100,17 @@ def run(main: Callable[[], Any]) -> None:
     try:
         main()
     except Exception as error:
-        sentence = str(error) if isinstance(error, (RunError, CheckpointError)) else explain(error)
+        known = isinstance(error, (RunError, CheckpointError))
+        sentence = str(error) if known else explain(error)
         if sentence is None:
             raise
-        if os.environ.get('RANK', '0') == '0':  # once, not from every process
+        if os.environ.get(TRACEBACK) == '1':
+            traceback.print_exc()
+        log_file = getattr(error, 'log_file', None)
+        if log_file:
+            sentence += f' (the traceback is in {os.path.relpath(log_file)})'
+        # What is found before a run begins is the same in all processes, and said once.
+        rank = os.environ.get('RANK', '0')
+        if rank == '0' or log_file:
             print(f'{Path(sys.argv[0]).name}: {sentence}', file=sys.stderr)
         sys.exit(1)
-
-
-def explain(error: BaseException) -> Optional[str]:
-    """A sentence for the user; None for an error that only its traceback can explain.
-
-    Errors of data-loading workers count like those of the process itself. ``ValueError`` of this package are sentences
-    already.
-    """
-    if isinstance(error, OSError) and error.errno in _NO_SPACE:
-        what = error.filename or 'the files of the run'
-        return (
-            f'{what} cannot be written ({error.strerror}): free some space, and go on from the last whole checkpoint '
-            f'with --resume'
-        )
-    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f'{error.filename} cannot be opened ({error.strerror}): change its permissions, or name another place'
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    for pattern, sentence in _KNOWN:
-        match = re.search(pattern, text)
-        if match:
-            return sentence.format(*(group.split('\n')[0].rstrip('. ') for group in match.groups()))
-    frames = traceback.extract_tb(error.__traceback__)
-    if isinstance(error, ValueError) and frames and frames[-1].filename.startswith(_PACKAGE):
-        return text
-    return None

@@ -6,6 +6,7 @@ MMEngine.
 
 from mmengine.registry import DATASETS as MMENGINE_DATASETS
 from mmengine.registry import HOOKS as MMENGINE_HOOKS
+from mmengine.registry import LOOPS as MMENGINE_LOOPS
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import OPTIM_WRAPPER_CONSTRUCTORS as MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS
 from mmengine.registry import PARAM_SCHEDULERS as MMENGINE_PARAM_SCHEDULERS
@@ -22,6 +23,7 @@ DATASETS = Registry(
     scope='mmdat',
     locations=['mmdat.datasets.label_maps', 'mmdat.datasets.class_folders'],
 )
+LOOPS = Registry('loop', parent=MMENGINE_LOOPS, scope='mmdat', locations=['mmdat.hooks'])
 OPTIM_WRAPPER_CONSTRUCTORS = Registry(
     'optimizer wrapper constructor',
     parent=MMENGINE_OPTIM_WRAPPER_CONSTRUCTORS,

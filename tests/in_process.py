@@ -5,8 +5,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmengine.utils import ManagerMixin
-
 from mmdat.cli import run
 
 ROOT = Path(__file__).parents[1]
@@ -25,22 +23,10 @@ def load_tool(name: str) -> Any:
     return load_script(f'tools/{name}.py')
 
 
-def forget_runs(kind: type = ManagerMixin) -> None:
-    """Forget what MMEngine keeps by name for a process: visualizers, default scopes, loggers, message hubs.
-
-    The next run would write into the directory of the last; and where both began in the same second and so have the
-    same name, types would be looked for in the wrong toolbox.
-    """
-    for manager in kind.__subclasses__():
-        manager._instance_dict.clear()
-        forget_runs(manager)
-
-
 def call_tool(monkeypatch, tool: str, *args: Any) -> None:
     """Call the main function of a tool with a command line."""
     module = load_tool(tool)
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
-    forget_runs()
     module.main()
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 import torch.multiprocessing as mp
-from in_process import forget_runs
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
@@ -89,7 +88,6 @@ def in_processes(count, function, *args):
 
 def _process(rank, count, port, function, args):
     torch.set_num_threads(1)
-    forget_runs()  # whose loggers write where nobody looks any more
     os.environ.update(
         RANK=str(rank),
         LOCAL_RANK=str(rank),

@@ -233,7 +233,7 @@ CASES = [
         'truncated image to infer from',
         lambda: write(IMAGE, IMAGE.read_bytes()[:200])(),
         ['infer', CLASSIFIER, 'whole.pth', IMAGE, '--device', 'cpu', '--out-dir', 'out'],
-        '1 of 1 files could not be read and were left out: …it is no image that OpenCV knows',
+        '1 files could not be read and were left out: …it is no image that OpenCV knows',
     ),
     Case(
         'image below 32 pixels',

@@ -1,12 +1,12 @@
 """Weights from the official release load by every ordinary way; wrong ones are refused by name."""
 
-import runpy
 import subprocess
 import sys
 
 import pytest
 import torch
 import torch.nn.functional as F
+from in_process import run_tool
 from mmengine.model import BaseModule
 from mmengine.runner import load_checkpoint
 from mmengine.runner.checkpoint import load_state_dict
@@ -247,15 +247,12 @@ def test_another_part_is_refused_by_its_name(nano, part):
 
 # --- the tool ------------------------------------------------------------------------------
 @pytest.fixture
-def convert(monkeypatch):
+def convert(monkeypatch, capsys):
     """Run tools/convert_checkpoint.py in this process; returns what it says when it gives up."""
 
     def run(*args):
-        monkeypatch.setattr(sys, 'argv', ['convert_checkpoint.py', *map(str, args)])
-        try:
-            runpy.run_path(str(TOOLS / 'convert_checkpoint.py'), run_name='__main__')
-        except SystemExit as error:
-            return str(error)
+        if run_tool(monkeypatch, 'convert_checkpoint', *args):
+            return capsys.readouterr().err.splitlines()[-1]
 
     return run
 

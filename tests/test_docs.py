@@ -128,6 +128,7 @@ def public() -> dict:
         registries.MODELS,
         registries.HOOKS,
         registries.DATASETS,
+        registries.LOOPS,
         registries.OPTIM_WRAPPER_CONSTRUCTORS,
         registries.PARAM_SCHEDULERS,
     ):

@@ -3,14 +3,13 @@
 import json
 import pickle
 import re
-import sys
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from in_process import forget_runs, load_tool
+from in_process import run_tool
 from mmdet.structures import DetDataSample
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import MODELS, init_default_scope
@@ -20,8 +19,8 @@ from pycocotools.coco import COCO
 
 import mmdat.apis.predictor
 from mmdat.apis import evaluate
+from mmdat.apis.pictures import Picture, batches, find_inputs
 from mmdat.apis.predictor import Predictor
-from mmdat.cli import run
 from mmdat.config.load import load_config
 from mmdat.datasets import make_shapes
 
@@ -85,22 +84,14 @@ def workplace(place, tmp_path, monkeypatch):
 @pytest.fixture
 def infer(workplace, monkeypatch):
     """Run the tool in this process, up to its exit; returns images.json, predictions.json."""
-    tool = load_tool('infer')
 
     def call(task, *args, code=0):
         arguments = [CONFIGS[task], f'{task}.pth', *args, '--device', 'cpu', '--out-dir', 'out']
         if task in FEW:
             arguments += ['--cfg-options', *(f'{key}={value}' for key, value in FEW[task].items())]
-        monkeypatch.setattr(sys, 'argv', ['infer.py', *map(str, arguments)])
-        if code:
-            with pytest.raises(SystemExit) as exit:
-                run(tool.main)
-            assert exit.value.code == code
-        else:
-            run(tool.main)
+        assert run_tool(monkeypatch, 'infer', *arguments) == code
         return [json.loads(Path('out', name).read_text()) for name in ('images.json', 'predictions.json')]
 
-    call.tool = tool
     return call
 
 
@@ -116,7 +107,6 @@ def make_video(path, size=(46, 70), frames=4, rate=7):
 
 @pytest.mark.parametrize('task', TASKS)
 def test_it_predicts_what_testing_predicts(task, infer):
-    forget_runs()
     loading = {
         f'test_dataloader.{key}': value
         for key, value in dict(num_workers=0, persistent_workers=False, batch_size=1).items()
@@ -178,7 +168,7 @@ def test_unreadable_files_are_left_out_and_the_rest_is_finished(task, infer, cap
     assert {path.name for path in Path('out/pictures').iterdir()} == {'0.jpg', '1.jpg', 'same.jpg', 'same_2.jpg'}
     error = capsys.readouterr().err
     last = error.strip().splitlines()[-1]
-    assert last.startswith('infer.py: 3 of 7 files could not be read and were left out: ')
+    assert last.startswith('infer.py: 3 files could not be read and were left out: ')
     for name in ('broken.jpg', 'empty.png', 'broken.mp4'):
         assert f'skipped mixed/{name}: ' in error and f'mixed/{name} (' in last
     assert 'Traceback' not in error
@@ -186,11 +176,11 @@ def test_unreadable_files_are_left_out_and_the_rest_is_finished(task, infer, cap
 
 def test_batches_are_of_one_size(infer):
     pictures = [
-        infer.tool.Picture(Path(str(i)), np.zeros(shape))
+        Picture(Path(str(i)), np.zeros(shape))
         for i, shape in enumerate('aabbbba')
         for shape in [(8, 8, 3) if shape == 'a' else (9, 8, 3)]
     ]
-    assert [len(batch) for batch in infer.tool.batches(iter(pictures), 3)] == [2, 3, 1, 1]
+    assert [len(batch) for batch in batches(iter(pictures), 3)] == [2, 3, 1, 1]
 
 
 def test_inputs_of_every_kind(infer):
@@ -198,11 +188,10 @@ def test_inputs_of_every_kind(infer):
     folder.mkdir()
     for name in ('b.JPG', 'a.png', 'clip.avi', 'notes.txt'):
         (folder / name).touch()
-    find = infer.tool.find_inputs
-    assert find(['photos']) == [folder / name for name in ('a.png', 'b.JPG', 'clip.avi')]
-    assert find(['photos/*.png', 'photos/a.png', 'photos/b.JPG']) == [folder / 'a.png', folder / 'b.JPG']
+    assert find_inputs(['photos']) == [folder / name for name in ('a.png', 'b.JPG', 'clip.avi')]
+    assert find_inputs(['photos/*.png', 'photos/a.png', 'photos/b.JPG']) == [folder / 'a.png', folder / 'b.JPG']
     (folder / 'odd[1].png').touch()
-    assert find(['photos/odd[1].png']) == [folder / 'odd[1].png']
+    assert find_inputs(['photos/odd[1].png']) == [folder / 'odd[1].png']
 
 
 @pytest.mark.parametrize('task', TASKS)
@@ -233,7 +222,7 @@ def test_where_nothing_is_found_the_image_is_the_picture(workplace, monkeypatch)
         masks=torch.zeros(2, 32, 48).bool(),
     )
     sample.pred_panoptic_seg = PixelData(sem_seg=torch.full((1, 32, 48), len(CLASSES['detection'])))
-    monkeypatch.setattr(predictor._inferencer, 'forward', lambda data: [sample])
+    monkeypatch.setattr(predictor.inferencer, 'forward', lambda data: [sample])
     (predicted,) = predictor.predict([image])
     assert len(predicted.pred_instances) == 0
     np.testing.assert_array_equal(predictor.draw(image, predicted, 0.3), image)
@@ -285,31 +274,27 @@ def test_what_is_missing_is_said_before_the_model_is_built(arguments, message, w
         checkpoint='detection.pth',
         image='data/shapes/images/validation/shapes_val_00001.jpg',
     )
-    tool = load_tool('infer')
 
     def build(*args):
         raise AssertionError('the model was built')
 
     monkeypatch.setattr(mmdat.apis.predictor, '_build', build)
-    monkeypatch.setattr(sys, 'argv', ['infer.py', *(argument.format(**names) for argument in arguments)])
-    with pytest.raises(SystemExit) as exit:
-        run(tool.main)
-    assert exit.value.code == 1
+    assert run_tool(monkeypatch, 'infer', *(argument.format(**names) for argument in arguments)) == 1
     last = capsys.readouterr().err.strip().splitlines()[-1]
     assert last.startswith('infer.py: ') and re.search(message, last)
     assert not Path('work_dirs').exists()
 
 
-def test_weights_of_other_heads_are_refused(infer, capsys):
+def test_weights_of_other_heads_are_refused(workplace, monkeypatch, capsys):
+    image = 'data/shapes/classification/val/circle'
+    command = [CONFIGS['classification'], 'classification.pth', image, '--device', 'cpu']
     weights = torch.load('classification.pth', weights_only=False)
     weights['state_dict']['head.fc.weight'] = torch.zeros(7, 256)
     Path('classification.pth').unlink()
     torch.save(weights, 'classification.pth')
-    with pytest.raises(SystemExit):
-        infer('classification', 'data/shapes/classification/val/circle')
+    assert run_tool(monkeypatch, 'infer', *command) == 1
     assert 'head.fc.weight is (7, 256) in the file and (4, 256) in the model' in capsys.readouterr().err
     weights['state_dict'] = {key: value for key, value in weights['state_dict'].items() if 'head' not in key}
     torch.save(weights, 'classification.pth')
-    with pytest.raises(SystemExit):
-        infer('classification', 'data/shapes/classification/val/circle')
+    assert run_tool(monkeypatch, 'infer', *command) == 1
     assert 'it has none of the weights of the heads, such as head.fc.weight' in capsys.readouterr().err

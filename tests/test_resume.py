@@ -1,7 +1,9 @@
 """Runs that are cut off: what was whole stays whole, and after --resume all is as if nothing had happened."""
 
+import itertools
 import json
 import os
+import pickle
 import random
 import shutil
 import signal
@@ -14,11 +16,13 @@ import pytest
 import torch
 from in_process import run_tool
 from mmengine.dataset import DefaultSampler, InfiniteSampler
-from torch.utils.data import DataLoader
+from mmengine.runner import Runner
 
-from mmdat.checkpoints.resuming import WholeFileBackend, load_run
+from mmdat.checkpoints.resuming import load_run
+from mmdat.checkpoints.whole_files import WholeFileBackend
 from mmdat.datasets import make_shapes
-from mmdat.hooks.seed import _Batches
+from mmdat.errors import RunError
+from mmdat.hooks.loops import SeededDataset, seeded
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / 'configs/demo'
@@ -215,22 +219,57 @@ class Noise:
         return index, random.random(), np.random.rand(), torch.rand(1).item()
 
 
+def noisy_loader(sampler, workers):
+    config = dict(
+        dataset=Noise(),
+        sampler=dict(type=sampler),
+        batch_size=2,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        collate_fn=dict(type=list),
+        drop_last=True,
+    )
+    return Runner.build_dataloader(seeded(config), seed=0)
+
+
 @pytest.mark.parametrize('workers', [0, 2])
 @pytest.mark.parametrize('sampler', [InfiniteSampler, DefaultSampler])
 def test_batches_of_a_run_by_iterations_follow_from_seed_and_number(sampler, workers):
-    loader = DataLoader(
-        Noise(), batch_size=2, num_workers=workers, sampler=sampler(Noise(), seed=0), collate_fn=list, drop_last=True
-    )
+    loader = noisy_loader(sampler, workers)
 
-    def take(count, *args):
-        batches = _Batches(loader, *args)
-        return [next(batches) for _ in range(count)]
+    def take(count, seed, first):
+        loader.batch_sampler.begin(seed, first, endless=True)
+        return list(itertools.islice(loader, count))
 
-    whole = take(9, 3, 0, 0)
+    whole = take(9, 3, 0)
     assert len({batch[0][1:] for batch in whole} | {batch[1][1:] for batch in whole}) == 18
-    assert take(5, 3, 4, 0) == whole[4:]
-    assert take(9, 3, 4, 4) == [None] * 4 + whole[4:]
-    assert take(9, 4, 0, 0) != whole
+    assert take(5, 3, 4) == whole[4:]
+    assert take(9, 4, 0) != whole
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+def test_batches_of_an_epoch_follow_from_seed_and_number(workers):
+    loader = noisy_loader(DefaultSampler, workers)
+    epochs = []
+    for epoch in (0, 1, 0):
+        loader.batch_sampler.sampler.set_epoch(epoch)
+        loader.batch_sampler.begin(3, len(loader) * epoch, endless=False)
+        epochs.append(list(loader))
+    assert [len(epoch) for epoch in epochs] == [2, 2, 2] and len(loader) == 2
+    assert epochs[0] == epochs[2] != epochs[1]
+
+
+def test_what_a_seeded_dataset_has_is_its_datasets():
+    """Hooks ask it for classes and images, and change its pipeline."""
+    dataset = Noise()
+    dataset.metainfo, dataset.pipeline = dict(classes=('a',)), 'first'
+    dataset.get_data_info = lambda index: dict(index=index)
+    seeded = pickle.loads(pickle.dumps(SeededDataset(Noise())))
+    assert len(seeded) == 5 and seeded[3, 7] == seeded[3, 7] != seeded[3, 8]
+    seeded = SeededDataset(dataset)
+    seeded.pipeline = 'second'
+    assert dataset.pipeline == 'second' and seeded.metainfo == dataset.metainfo
+    assert seeded.get_data_info((3, 7)) == seeded.get_data_info(3) == dict(index=3)
 
 
 def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
@@ -238,7 +277,7 @@ def test_a_file_is_replaced_only_by_a_whole_one(tmp_path):
     backend = WholeFileBackend()
     backend.put(b'old', path)
     (tmp_path / 'a.pth.part').symlink_to('/dev/full')
-    with pytest.raises(OSError, match='No space left on device.*a.pth'):
+    with pytest.raises(RunError, match='a.pth cannot be written .No space left on device'):
         backend.put(b'new', path)
     assert path.read_bytes() == b'old' and os.listdir(tmp_path) == ['a.pth']
     backend.put(b'new', path)

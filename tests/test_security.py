@@ -22,9 +22,9 @@ from in_process import load_tool, run_tool
 from mmengine.config import Config
 from mmengine.fileio import load
 from mmengine.logging import HistoryBuffer
-from mmengine.registry import MODELS, init_default_scope
 
 from mmdat import DAT
+from mmdat.apis import build_model
 from mmdat.checkpoints.reading import load_pickle, load_weights
 from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.datasets import make_shapes
@@ -320,9 +320,7 @@ def test_pictures_stay_where_they_belong(config, name_images, absolute, workplac
 
 
 def save_untrained(config, path):
-    cfg = Config.fromfile(config)
-    init_default_scope(cfg.default_scope)
-    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict(), meta={}), path)
+    torch.save(dict(state_dict=build_model(Config.fromfile(config)).state_dict(), meta={}), path)
 
 
 # --- files that take time or memory ----------------------------------------------------------------

@@ -2,9 +2,15 @@
 
 import os
 import pickle
+import random
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from mmengine.dist import get_rank, get_world_size
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
 from small_runs import ROOT, SIZE, in_processes, recorded, small_config, train_alone
 
 from mmdat.apis import evaluate, train
@@ -88,11 +94,19 @@ def test_two_processes_train_as_one_with_the_joined_batch(task, generation, work
 @pytest.mark.parametrize('generation', ['dat', pytest.param('datpp', marks=slow)])
 def test_a_step_of_a_detector_is_the_mean_of_its_processes(generation, workplace):
     """MMDetection divides losses by counts of its own process: the joined batch would weigh them otherwise."""
-    one_step = {'train_dataloader.dataset.indices': [0, 1, 2, 3]}
+    # Which boxes train is drawn at random, by each process for itself: here all of them do.
+    all_boxes = {
+        'model.train_cfg.rpn_proposal.max_per_img': 50,
+        **{f'model.train_cfg.{head}.sampler.num': 10**6 for head in ('rpn', 'rcnn')},
+    }
+    one_step = {**all_boxes, 'train_dataloader.dataset.indices': [0, 1, 2, 3]}
     together = train_together('maskrcnn', generation, workplace / 'together', one_step)
     alone = [
         train_alone(
-            'maskrcnn', generation, workplace / f'alone{rank}', {'train_dataloader.dataset.indices': [rank, rank + 2]}
+            'maskrcnn',
+            generation,
+            workplace / f'alone{rank}',
+            {**all_boxes, 'train_dataloader.dataset.indices': [rank, rank + 2]},
         )
         for rank in range(WORLD)
     ]
@@ -115,6 +129,39 @@ def test_no_parameter_is_unused_and_the_learning_rate_follows_the_batch(task, ge
         assert len(run['losses']) == 4
         assert run['rates'] == [pytest.approx(0.01 * WORLD / 8)] * 4
         assert all(torch.equal(value, runs[0]['weights'][name]) for name, value in run['weights'].items())
+
+
+@HOOKS.register_module()
+class Draws(Hook):
+    """Leaves the images of each iteration, and random numbers that the model could have drawn in it."""
+
+    def __init__(self):
+        self.images, self.numbers = [], []
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.images.append([Path(sample.img_path).name for sample in data_batch['data_samples']])
+        self.numbers.append((torch.rand(()).item(), np.random.rand(), random.random()))
+
+    def after_train(self, runner):
+        torch.save((self.images, self.numbers), f'draws{get_rank()}-of-{get_world_size()}.pth')
+
+
+def draw_process(options, launcher):
+    cfg = small_config('classifier', 'dat', f'draw-{launcher}', options)
+    cfg.custom_hooks = [dict(type='Draws')]
+    cfg.launcher = launcher
+    train(cfg)
+
+
+def test_processes_draw_other_numbers_and_share_out_the_images_of_one_run(workplace):
+    options = {'train_dataloader.sampler.shuffle': True, 'train_cfg.max_epochs': 2, 'randomness': dict(seed=5)}
+    draw_process({**options, 'train_dataloader.batch_size': 2 * WORLD}, 'none')
+    in_processes(WORLD, draw_process, options, 'pytorch')
+    (alone, _), *together = (torch.load(f'draws{name}.pth') for name in ('0-of-1', '0-of-2', '1-of-2'))
+    images = [[image for pair in zip(*batches) for image in pair] for batches in zip(*(run[0] for run in together))]
+    assert images == alone and len(alone) == 4 and alone[:2] != alone[2:]
+    numbers = [number for _, draws in together for iteration in draws for number in iteration]
+    assert len(set(numbers)) == len(numbers) == 2 * 4 * 3
 
 
 #: A run by iterations with shuffled and randomly flipped images, from a worker.

@@ -6,7 +6,6 @@ import cv2
 import pytest
 import torch
 import torch.nn.functional as F
-from in_process import forget_runs
 from matplotlib.figure import Figure
 from mmdet.models import DetDataPreprocessor
 
@@ -228,7 +227,6 @@ def test_nothing_stays_behind_in_the_model(nano):
 
 def run_training(work_dir, data, name, *hooks):
     """Two epochs of two iterations of the demo's classifier; returns the final weights."""
-    forget_runs()
     cfg = load_config(
         str(ROOT / f'configs/demo/{name}_shapes.py'),
         work_dir=str(work_dir),

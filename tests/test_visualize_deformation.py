@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from in_process import call_tool
 from mmengine.config import Config
 
-from mmdat.apis.network_input import load_backbone, network_input
+from mmdat.apis import load_backbone, network_input
 from mmdat.errors import CheckpointError, RunError
 
 ROOT = Path(__file__).parents[1]

@@ -6,26 +6,23 @@ Takes seconds and needs no download. Data that is already there and whole is kep
 again. The layout is described in mmdat/datasets/shapes.py.
 """
 
-import argparse
-import sys
 import time
 
-from mmdat.datasets import make_shapes
+from mmdat.cli import parser_of, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('--out', default='data/shapes', help='directory to make (default: %(default)s)')
     parser.add_argument('--num-train', type=int, default=320, help='training images (default: %(default)s)')
     parser.add_argument('--num-val', type=int, default=64, help='validation images (default: %(default)s)')
     parser.add_argument('--size', type=int, default=128, help='side of the images in pixels (default: %(default)s)')
     args = parser.parse_args()
+
+    from mmdat.datasets import make_shapes
+
     start = time.time()
-    try:
-        made = make_shapes(args.out, args.num_train, args.num_val, args.size)
-    except ValueError as error:
-        sys.exit(f'make_shapes.py: {error}')
-    if made:
+    if make_shapes(args.out, args.num_train, args.num_val, args.size):
         print(
             f'made {args.num_train} training and {args.num_val} validation images in {args.out} '
             f'({time.time() - start:.1f} s)'
@@ -35,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-    main()
+    run(main)

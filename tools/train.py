@@ -1,13 +1,10 @@
 """Train and evaluate a model: detection, segmentation or classification, as the config says."""
 
-import argparse
-
-from mmdat.apis import train
-from mmdat.cli import add_common_options, config_of, run
+from mmdat.cli import add_run_options, parser_of, read_config, run
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = parser_of(__doc__)
     parser.add_argument('config', help='config file')
     parser.add_argument('--amp', action='store_true', help='train in mixed precision (needs a GPU)')
     parser.add_argument(
@@ -20,9 +17,13 @@ def main() -> None:
     parser.add_argument(
         '--auto-scale-lr', action='store_true', help='scale the learning rate to the batch size of all GPUs'
     )
-    add_common_options(parser)
+    add_run_options(parser)
     args = parser.parse_args()
-    train(config_of(args), args.amp, args.resume, args.auto_scale_lr, args.compile)
+
+    from mmdat.apis import train
+
+    cfg = read_config(args.config, args.override, args.cfg_options, args.data, args.work_dir, args.launcher)
+    train(cfg, args.amp, args.resume, args.auto_scale_lr, args.compile, args.trust_files)
 
 
 if __name__ == '__main__':

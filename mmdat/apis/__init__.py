@@ -1,7 +1,19 @@
 """What a config and its weights are for: training, evaluation, prediction."""
 
-from .network_input import load_backbone, network_input
+from .deformation import draw_deformation
+from .infer import infer
+from .model import build_model, load_backbone
+from .network_input import network_input
 from .predictor import Predictor
 from .train import evaluate, train
 
-__all__ = ['Predictor', 'evaluate', 'load_backbone', 'network_input', 'train']
+__all__ = [
+    'Predictor',
+    'build_model',
+    'draw_deformation',
+    'evaluate',
+    'infer',
+    'load_backbone',
+    'network_input',
+    'train',
+]

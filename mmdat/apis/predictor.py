@@ -1,22 +1,22 @@
 """Predictions of a trained model for images at hand, by the inferencer of the toolbox that the config belongs to."""
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
-from mmengine.runner import CheckpointLoader
+from mmengine.registry import DATASETS
 
-from mmdat.checkpoints.reading import load_weights
 from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.config.checks import check_fit, check_run
+from mmdat.config.walk import innermost_datasets
 from mmdat.errors import RunError
 from mmdat.models.checkpoint import unwrap
 
-SCOPES = ('mmdet', 'mmseg', 'mmpretrain')
-# The inferencers load weights by MMEngine's CheckpointLoader; this prefix makes it read them without pickled code.
-_PREFIX = 'mmdat-weights:'
+from .toolbox import TOOLBOXES, toolbox
 
 
 class Predictor:
@@ -26,44 +26,35 @@ class Predictor:
         cfg: The whole config; ``default_scope`` says which toolbox's inferencer is taken.
         checkpoint: A local file, of training or of the official release.
         device: Where the model runs, such as ``'cpu'`` or ``'cuda:0'``.
+        trust_files: Let the checkpoint run code that it may contain.
 
     Attributes:
         scope: mmdet, mmseg or mmpretrain.
         classes: The names of the classes.
+        inferencer: The toolbox's inferencer, with the model.
 
     Raises:
         RunError: If config, checkpoint and device cannot be used, or do not fit each other.
     """
 
-    @reading_without_code()
-    def __init__(self, cfg: Config, checkpoint: str, device: str):
+    def __init__(self, cfg: Config, checkpoint: str, device: str, trust_files: bool = False):
         self.scope = cfg.get('default_scope')
-        if self.scope not in SCOPES:
-            raise RunError(f'inference works with default_scope {", ".join(SCOPES)}, but the config has {self.scope}')
+        if self.scope not in TOOLBOXES:
+            raise RunError(f'inference needs default_scope {", ".join(TOOLBOXES)}, but the config has {self.scope}')
         _check_device(device)
         if '://' in checkpoint:
             raise RunError(f'the checkpoint must be a local file: download {checkpoint} first')
-        check_run(Config(dict(load_from=checkpoint)), training=False)
-        weights = load_weights(checkpoint)
-
-        init_default_scope(self.scope)
-        cfg = cfg.copy()
-        dataset = cfg.test_dataloader.dataset
-        dataset.pipeline = [step for step in dataset.pipeline if 'Annotations' not in step['type']]
-        if 'visualizer' in cfg:
-            cfg.visualizer.vis_backends = None  # pictures are written by the caller
-        meta = _dataset_meta(weights, dataset)
-        weights['meta'] = dict(weights.get('meta') or {}, dataset_meta=meta)
-        self.classes = list(meta['classes'])
-
-        def load_from_weights_only(filename: str, map_location: Any = None) -> dict[str, Any]:
-            return weights
-
-        CheckpointLoader.register_scheme(_PREFIX, load_from_weights_only, force=True)
-        self._inferencer = _build(self.scope, cfg, _PREFIX + checkpoint, device)
-        check_fit(self._inferencer.model, unwrap(weights), checkpoint)
+        with self._toolbox(), reading_without_code(trust_files) as files:
+            check_run(Config(dict(load_from=checkpoint)), training=False, read=files.read)
+            weights = files.read(checkpoint)
+            cfg = _for_inference(cfg)
+            meta = _dataset_meta(weights, next(innermost_datasets(cfg.test_dataloader.dataset)))
+            weights['meta'] = dict(weights.get('meta') or {}, dataset_meta=meta)
+            self.classes = list(meta['classes'])
+            self.inferencer = _build(self.scope, cfg, checkpoint, device)
+        check_fit(self.inferencer.model, unwrap(weights), checkpoint)
         if self.scope == 'mmdet':  # which prefers the config's colours, whatever their number
-            self._inferencer.visualizer.dataset_meta = meta
+            self.inferencer.visualizer.dataset_meta = meta
 
     def predict(self, images: list[np.ndarray]) -> list[Any]:
         """Predict for a batch of images.
@@ -75,7 +66,8 @@ class Predictor:
             The data samples of the toolbox, on the CPU. Objects without a pixel, as Mask2Former predicts for queries
             that find nothing, are left out.
         """
-        results = self._inferencer(images, batch_size=len(images), return_datasamples=True)
+        with self._toolbox():
+            results = self.inferencer(images, batch_size=len(images), return_datasamples=True)
         if self.scope == 'mmdet':
             results = results['predictions']
         # mmseg hands out a single sample without a list.
@@ -98,21 +90,48 @@ class Predictor:
             BGR, of the image's size.
         """
         rgb = np.ascontiguousarray(image[..., ::-1])
+        with self._toolbox():
+            return np.ascontiguousarray(self._draw(rgb, sample, score_thr)[..., ::-1])
+
+    def _draw(self, rgb: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         if self.scope == 'mmdet':
             # mmdet's visualizer stumbles over panoptic maps in which no segment was found.
             if 'pred_panoptic_seg' in sample and bool((sample.pred_panoptic_seg.sem_seg == len(self.classes)).all()):
                 sample = sample.clone()
                 del sample.pred_panoptic_seg
-            drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, pred_score_thr=score_thr)[0]
-        elif self.scope == 'mmseg':
-            drawn = self._inferencer.visualize([rgb], [sample], return_vis=True, opacity=0.6)[0]
-        else:
-            if self._inferencer.visualizer is None:
-                from mmpretrain.visualization import UniversalVisualizer
+            return self.inferencer.visualize([rgb], [sample], return_vis=True, pred_score_thr=score_thr)[0]
+        if self.scope == 'mmseg':
+            return self.inferencer.visualize([rgb], [sample], return_vis=True, opacity=0.6)[0]
+        if self.inferencer.visualizer is None:
+            from mmpretrain.visualization import UniversalVisualizer
 
-                self._inferencer.visualizer = UniversalVisualizer()
-            drawn = self._inferencer.visualizer.visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
-        return np.ascontiguousarray(drawn[..., ::-1])
+            self.inferencer.visualizer = UniversalVisualizer()
+        return self.inferencer.visualizer.visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
+
+    @contextmanager
+    def _toolbox(self) -> Iterator[None]:
+        """While it lasts, types are looked for in the model's toolbox, and mmpretrain shows no progress bar."""
+        with toolbox(self.scope):
+            if self.scope != 'mmpretrain':
+                yield
+                return
+            from mmpretrain.utils import progress
+
+            before, progress.disable_progress_bar = progress.disable_progress_bar, True
+            try:
+                yield
+            finally:
+                progress.disable_progress_bar = before
+
+
+def _for_inference(cfg: Config) -> Config:
+    """Without annotations, and with a visualizer that writes nothing itself."""
+    cfg = copy.deepcopy(cfg)
+    for dataset in innermost_datasets(cfg.test_dataloader.dataset):
+        dataset['pipeline'] = [step for step in dataset['pipeline'] if 'Annotations' not in step['type']]
+    if 'visualizer' in cfg:
+        cfg.visualizer.vis_backends = None  # pictures are written by the caller
+    return cfg
 
 
 def _check_device(device: str) -> None:
@@ -154,8 +173,6 @@ def _build(scope: str, cfg: Config, weights: str, device: str) -> Any:
         inferencer = MMSegInferencer(cfg, weights, device=device)
         inferencer.show_progress = False  # mmseg 1.2 has no argument for it
         return inferencer
-    import mmpretrain.utils.progress
     from mmpretrain import ImageClassificationInferencer
 
-    mmpretrain.utils.progress.disable_progress_bar = True
     return ImageClassificationInferencer(cfg, pretrained=weights, device=device)

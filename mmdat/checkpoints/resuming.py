@@ -1,69 +1,69 @@
-"""Going on with a run from its checkpoints, and writing them so that one is always whole."""
+"""Going on with a run from its checkpoints."""
 
+import copy
 import os
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Callable, Union
 
 from mmengine.config import Config
-from mmengine.fileio import LocalBackend, register_backend
-from mmengine.logging import print_log
 
 from mmdat.errors import CheckpointError, RunError
 
 from .reading import load_weights
 
+Reader = Callable[..., dict[str, Any]]
 _PARTS = ('meta', 'state_dict', 'optimizer', 'message_hub')
 
 
-def prepare_resume(cfg: Config, resume: str) -> list[str]:
-    """Set a config's ``load_from``, ``resume`` and seed to go on from a checkpoint, once it is seen to be whole.
+def resumed(cfg: Config, resume: str, read: Reader = load_weights) -> tuple[Config, list[str]]:
+    """A config that goes on from a checkpoint, once that is seen to be whole: its ``load_from``, ``resume`` and seed.
 
     Args:
         cfg: The whole config.
         resume: The checkpoint, or ``'auto'`` for the one that ``last_checkpoint`` in the work directory names. If that
             is missing or damaged, the newest of the others that is whole. Without any, training starts from scratch.
+        read: What reads a checkpoint.
 
     Returns:
-        What the log of the run should say about it.
+        The config, and what the log of the run should say about it.
 
     Raises:
         CheckpointError: If the checkpoint cannot be resumed.
         RunError: If there are checkpoints in the work directory, but none is whole.
     """
+    cfg = copy.deepcopy(cfg)
     cfg.resume = True
     if resume != 'auto':
         if '://' not in resume:
-            _keep_seed(cfg, load_run(resume))
+            _keep_seed(cfg, load_run(resume, read))
         cfg.load_from = resume
-        return []
-    cfg.load_from = None
+        return cfg, []
     faults = []
     for path in _candidates(Path(cfg.work_dir)):
         try:
-            checkpoint = load_run(path)
+            checkpoint = load_run(path, read)
         except CheckpointError as error:
             faults.append(str(error))
             continue
         _keep_seed(cfg, checkpoint)
         cfg.load_from = str(path)
-        return [f'{fault}; training goes on from {path} in its place.' for fault in faults]
+        return cfg, [f'{fault}; training goes on from {path} in its place.' for fault in faults]
     if faults:
         raise RunError(
             f'cannot resume, as {os.path.abspath(cfg.work_dir)} has no whole checkpoint ({"; ".join(faults)}): name '
             f'another with --resume PATH, or train from scratch without --resume'
         )
-    cfg.resume = False
-    return [f'There is no checkpoint to resume from in {cfg.work_dir}: training starts from scratch.']
+    cfg.load_from, cfg.resume = None, False
+    return cfg, [f'There is no checkpoint to resume from in {cfg.work_dir}: training starts from scratch.']
 
 
-def load_run(path: Union[str, Path]) -> dict[str, Any]:
+def load_run(path: Union[str, Path], read: Reader = load_weights) -> dict[str, Any]:
     """Read a checkpoint that holds all of a run.
 
     Raises:
         CheckpointError: If it is damaged or has only weights.
     """
-    checkpoint = load_weights(path, everything=True)
+    checkpoint = read(str(path), everything=True)
     missing = [part for part in _PARTS if part not in checkpoint]
     if missing:
         raise CheckpointError(
@@ -89,30 +89,3 @@ def _keep_seed(cfg: Config, checkpoint: dict[str, Any]) -> None:
     # MMEngine takes over the seed of a checkpoint after the order of the images is made from another.
     if (cfg.get('randomness') or {}).get('seed') is None:
         cfg.randomness = dict(cfg.get('randomness') or {}, seed=checkpoint['meta'].get('seed'))
-
-
-class WholeFileBackend(LocalBackend):
-    """Writes files whole or not at all: the last version stays until the next is on the disk."""
-
-    def put(self, obj: bytes, filepath: Union[str, Path]) -> None:
-        part = Path(f'{filepath}.part')
-        part.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with part.open('wb') as file:
-                file.write(obj)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, filepath)
-        except OSError as error:
-            with suppress(OSError):
-                part.unlink()
-            raise OSError(error.errno, error.strerror, str(filepath)) from error
-
-
-def keep_a_whole_checkpoint(cfg: Config) -> None:
-    """See to it that a run has a whole checkpoint at any time after its first."""
-    register_backend('local', WholeFileBackend, force=True, prefixes='')
-    hook = (cfg.get('default_hooks') or {}).get('checkpoint')
-    if hook and hook.get('max_keep_ckpts') == 1:
-        hook.max_keep_ckpts = 2
-        print_log('MMEngine removes old checkpoints before it writes the next: two are kept, not one.', 'current')

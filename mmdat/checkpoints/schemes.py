@@ -13,6 +13,9 @@ from mmdat.weights import SCHEME
 
 from .reading import load_weights
 
+# MMEngine takes the prefixes of its schemes for regular expressions.
+SAFETENSORS = r'.*\.safetensors$'
+
 
 def read_checkpoint(path: str) -> dict[str, Any]:
     """Read a local file, or published weights by their name behind ``mmdat://``, without running code of the file.
@@ -35,7 +38,6 @@ def load_from_safetensors(filename: str, map_location: Any = None) -> dict[str, 
     return load_weights(filename)
 
 
-# MMEngine takes the prefixes of its schemes for regular expressions.
-for _scheme, _loader in ((SCHEME, load_from_mmdat), (r'.*\.safetensors$', load_from_safetensors)):
+for _scheme, _loader in ((SCHEME, load_from_mmdat), (SAFETENSORS, load_from_safetensors)):
     with suppress(KeyError):  # somebody has registered it already
         CheckpointLoader.register_scheme(_scheme, _loader)

@@ -12,41 +12,82 @@ import torch
 import yaml
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio.handlers import BaseFileHandler, PickleHandler, YamlHandler, file_handlers
+from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from mmdat.errors import CheckpointError, RunError
 
-from . import schemes  # noqa: F401, which are registered before anything is replaced for a while
+from . import schemes  # which are registered before anything is replaced for a while
 from .reading import load_pickle, load_weights, torch_loads_weights_only
 
 
+class CheckpointFiles:
+    """The checkpoints of a run: what was read to be checked is what MMEngine gets when it loads the same file.
+
+    Args:
+        trust: Read files with all their objects, which runs code that they may contain.
+    """
+
+    def __init__(self, trust: bool = False):
+        self.trust = trust
+        self._read: dict[str, dict[str, Any]] = {}
+
+    def read(self, path: str, everything: bool = False) -> dict[str, Any]:
+        """Read a local file as :func:`load_weights` does, and keep it until MMEngine loads it."""
+        if path not in self._read or everything:
+            self._read[path] = self._load(path, everything)
+        return self._read[path]
+
+    def load_from_local(self, filename: str, map_location: Any = None) -> dict[str, Any]:
+        """MMEngine's loader for local files."""
+        if filename in self._read:
+            return self._read.pop(filename)
+        return self._load(filename)
+
+    def load_from_http(self, filename: str, map_location: Any = None) -> dict[str, Any]:
+        """MMEngine's loader for addresses."""
+        return self._load(str(_download(filename)))
+
+    def _load(self, path: str, everything: bool = False) -> dict[str, Any]:
+        if self.trust and Path(path).expanduser().is_file():
+            return torch.load(Path(path).expanduser(), map_location='cpu', weights_only=False)
+        return load_weights(path, everything)
+
+
 @contextmanager
-def reading_without_code() -> Iterator[None]:
-    """While it lasts, nothing that MMEngine reads can run code; a decorator, too.
+def reading_without_code(trust: bool = False) -> Iterator[CheckpointFiles]:
+    """While it lasts, nothing that MMEngine reads can run code; afterwards all is as it was.
 
     - Checkpoints, local or at http(s) addresses, are read by :func:`load_weights`, for whatever purpose.
     - ``torch.load``, whoever calls it, takes tensors and plain values only.
     - Annotations in pickle or YAML files may hold plain values and arrays of numbers only.
 
     Configs are Python, and run.
+
+    Args:
+        trust: Restrict nothing: for files of your own whose objects a hook or dataset of yours needs.
+
+    Yields:
+        What reads the checkpoints of the run.
     """
-    CheckpointLoader.register_scheme('', load_from_local, force=True)
-    CheckpointLoader.register_scheme(('http://', 'https://'), load_from_http, force=True)
-    before = dict(file_handlers)
-    file_handlers.update(_HANDLERS)
+    files = CheckpointFiles(trust)
+    # MMEngine has a public way to register a loader, and none to ask for the present one or to take one away.
+    loaders = CheckpointLoader._schemes.copy()
+    CheckpointLoader.register_scheme(('', schemes.SAFETENSORS), files.load_from_local, force=True)
+    CheckpointLoader.register_scheme(('http://', 'https://'), files.load_from_http, force=True)
+    handlers = dict(file_handlers)
     try:
-        with torch_loads_weights_only():
-            yield
+        if trust:
+            print_log('--trust-files: checkpoints and annotation files may run code that they contain.', 'current')
+            yield files
+        else:
+            file_handlers.update(_HANDLERS)
+            with torch_loads_weights_only():
+                yield files
     finally:
-        file_handlers.update(before)
-
-
-def load_from_local(filename: str, map_location: Any = None) -> dict[str, Any]:
-    return load_weights(filename)
-
-
-def load_from_http(filename: str, map_location: Any = None) -> dict[str, Any]:
-    return load_weights(_download(filename))
+        CheckpointLoader._schemes = loaders
+        file_handlers.clear()
+        file_handlers.update(handlers)
 
 
 def _download(address: str) -> Path:
@@ -72,7 +113,9 @@ class _PlainPickles(PickleHandler):
         try:
             return load_pickle(file, **kwargs)
         except (pickle.UnpicklingError, EOFError) as error:
-            raise RunError(f'a pickle file of the data has {error}: store plain values, or JSON') from error
+            raise RunError(
+                f'a pickle file of the data has {error}: store plain values, or JSON (or read it with --trust-files)'
+            ) from error
 
 
 class _PlainYaml(YamlHandler):
@@ -81,7 +124,10 @@ class _PlainYaml(YamlHandler):
             return yaml.safe_load(file)
         except (yaml.YAMLError, RecursionError) as error:
             problem = getattr(error, 'problem', None) or 'it cannot be parsed'
-            raise RunError(f'a YAML file of the data has more than plain values ({problem}): store JSON') from error
+            raise RunError(
+                f'a YAML file of the data has more than plain values ({problem}): store JSON (or read it with '
+                f'--trust-files)'
+            ) from error
 
 
 _HANDLERS: dict[str, BaseFileHandler] = {

@@ -5,8 +5,7 @@ Without them a wrong path shows up as a traceback from a data-loading worker, mi
 
 import os
 import tempfile
-from collections.abc import Iterator
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import torch
 import torch.nn as nn
@@ -16,7 +15,10 @@ from mmengine.utils import digit_version
 
 from mmdat.checkpoints.reading import load_weights
 from mmdat.errors import RunError
-from mmdat.models.checkpoint import is_official
+from mmdat.models.checkpoint import is_official, unwrap
+
+from .parts import check_task
+from .walk import dicts, innermost_datasets
 
 # Part of a path, then what to do about it when it is missing.
 _SOURCES = [
@@ -40,7 +42,7 @@ _SOURCES = [
 ]
 
 
-def check_run(cfg: Config, training: bool) -> None:
+def check_run(cfg: Config, training: bool, read: Callable[[str], dict[str, Any]] = load_weights) -> None:
     """Check that the files and directories of a run exist.
 
     Looked at are the datasets and evaluators that the run uses, ``load_from``, and, for training,
@@ -50,6 +52,7 @@ def check_run(cfg: Config, training: bool) -> None:
     Args:
         cfg: The whole config, as the Runner gets it.
         training: Check what training with validation needs, else what testing needs.
+        read: What reads a checkpoint.
 
     Raises:
         RunError: If something is missing; says what, where it was looked for, and what to do.
@@ -58,17 +61,20 @@ def check_run(cfg: Config, training: bool) -> None:
         dataloader = cfg.get(f'{part}_dataloader')
         if dataloader:
             _check_loading(dataloader, f'{part}_dataloader')
-            _check_dataset(dataloader['dataset'], f'{part}_dataloader')
-            _check_num_classes(cfg, dataloader['dataset'], f'{part}_dataloader')
-        for metric in _metrics(cfg.get(f'{part}_evaluator')):
+            check_task(cfg, part)
+            for dataset in innermost_datasets(dataloader['dataset']):
+                _check_dataset(dataset, f'{part}_dataloader')
+                _check_num_classes(cfg, dataset, f'{part}_dataloader')
+        for metric in dicts(cfg.get(f'{part}_evaluator')):
             _check_path(metric.get('ann_file'), None, f'{part}_evaluator needs the annotation file')
     if training:
-        for checkpoint in _pretrained(cfg.model):
-            _check_checkpoint(checkpoint, 'init_cfg of the model needs the checkpoint')
+        for init_cfg in dicts(cfg.model):
+            if init_cfg.get('type') == 'Pretrained' and isinstance(init_cfg.get('checkpoint'), str):
+                _check_checkpoint(init_cfg['checkpoint'], 'init_cfg of the model needs the checkpoint')
     if cfg.get('load_from'):
         _check_checkpoint(cfg.load_from, 'the run needs the checkpoint')
         if not cfg.get('resume'):
-            _check_whole_model(cfg.load_from)
+            _check_whole_model(cfg.load_from, read)
 
 
 def check_amp(cfg: Config) -> None:
@@ -167,12 +173,11 @@ def _check_loading(dataloader: dict, name: str) -> None:
         raise RunError(f'{name} has persistent_workers, but num_workers=0: set {name}.persistent_workers=False as well')
 
 
-def _check_num_classes(cfg: Config, dataset: Any, name: str) -> None:
+def _check_num_classes(cfg: Config, dataset: dict, name: str) -> None:
     """Check that some head has as many classes as a dataset that names its own."""
-    while isinstance(dataset, dict) and 'dataset' in dataset:
-        dataset = dataset['dataset']
-    classes = (dataset.get('metainfo') or {}).get('classes') if isinstance(dataset, dict) else None
-    numbers = set(_values(cfg.get('model'), ('num_classes', 'num_things_classes')))
+    classes = (dataset.get('metainfo') or {}).get('classes')
+    values = [node.get(key) for node in dicts(cfg.get('model')) for key in ('num_classes', 'num_things_classes')]
+    numbers = {value for value in values if isinstance(value, int)}
     if isinstance(classes, (list, tuple)) and numbers and len(classes) not in numbers:
         raise RunError(
             f'the dataset of {name} has {len(classes)} classes, but the heads of the model have '
@@ -180,25 +185,8 @@ def _check_num_classes(cfg: Config, dataset: Any, name: str) -> None:
         )
 
 
-def _values(node: Any, keys: tuple[str, ...]) -> Iterator[Any]:
-    """All values of some keys in a config, however deep."""
-    if isinstance(node, dict):
-        yield from (node[key] for key in keys if isinstance(node.get(key), int))
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _values(child, keys)
-
-
-def _check_dataset(dataset: Any, name: str) -> None:
-    """Check a dataset config, or those below a wrapper such as RepeatDataset or ConcatDataset."""
-    if not isinstance(dataset, dict):
-        return
-    inner = [dataset.get('dataset'), *(dataset.get('datasets') or [])]
-    if any(inner):
-        for one in inner:
-            _check_dataset(one, name)
-        return
+def _check_dataset(dataset: dict, name: str) -> None:
+    """Check that the files of a dataset exist."""
     if dataset.get('backend_args'):
         return
     root = dataset.get('data_root')
@@ -207,26 +195,6 @@ def _check_dataset(dataset: Any, name: str) -> None:
     prefixes = dataset.get('data_prefix') or dataset.get('split')
     for prefix in prefixes.values() if isinstance(prefixes, dict) else [prefixes]:
         _check_path(prefix, root, f'{name} needs the directory', filled=True)
-
-
-def _metrics(evaluator: Any) -> Iterator[dict]:
-    if isinstance(evaluator, (list, tuple)):
-        for one in evaluator:
-            yield from _metrics(one)
-    elif isinstance(evaluator, dict):
-        yield evaluator
-        yield from _metrics(evaluator.get('metrics'))
-
-
-def _pretrained(node: Any) -> Iterator[str]:
-    """The checkpoints of all ``init_cfg=dict(type='Pretrained', ...)`` in a config."""
-    if isinstance(node, dict):
-        if node.get('type') == 'Pretrained' and isinstance(node.get('checkpoint'), str):
-            yield node['checkpoint']
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            yield from _pretrained(child)
 
 
 def _check_path(path: Optional[str], root: Optional[str], needs: str, filled: bool = False) -> None:
@@ -261,13 +229,11 @@ def _check_checkpoint(path: str, needs: str) -> None:
         )
 
 
-def _check_whole_model(path: str) -> None:
+def _check_whole_model(path: str, read: Callable[[str], dict[str, Any]]) -> None:
     """Refuse an official classification file for a whole model: MMEngine would load none of its keys."""
     if '://' in path:
         return
-    checkpoint = load_weights(path)
-    weights = checkpoint.get('model', checkpoint)
-    if isinstance(weights, dict) and is_official(weights):
+    if is_official(unwrap(read(path))):
         raise RunError(
             f'{path} holds only a backbone in the official layout, not the whole model: load it into the '
             f'backbone with --cfg-options model.backbone.init_cfg.type=Pretrained '

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import re
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,7 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 from mmdat.errors import RunError
 
 from .own_data import complete_config
-from .walk import replace
+from .walk import dicts
 
 # What MMEngine's runners and this module look for at the top level of a config.
 _TOP_LEVEL = {
@@ -78,9 +79,17 @@ def _read(path: str) -> Config:
     except FileNotFoundError as error:
         raise RunError(f'the config {path} names a base file that does not exist: {error}') from error
     except Exception as error:  # a config is a program, and may fail like any
-        reason = str(error).split('\n')[0] or 'no reason given'
-        raise RunError(f'the config {path} cannot be read ({type(error).__name__}: {reason}): correct it') from error
+        raise RunError(f'the config {path} cannot be read ({_reason(error)}): correct it') from error
     return cfg
+
+
+def _reason(error: Exception) -> str:
+    text = str(error.args[0] if error.args else error)
+    inherit = re.match(r"(\w+)=.* cannot inherit from base because .* is of type <class '(\w+)'>", text, re.DOTALL)
+    if inherit:
+        key, kind = inherit.groups()
+        return f'{key} is a dict here and a {kind} in what it changes: put _delete_=True into the dict'
+    return f'{type(error).__name__}: {text.split(chr(10))[0] or "no reason given"}'
 
 
 def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
@@ -90,25 +99,42 @@ def _merge_options(cfg: Config, options: dict[str, Any]) -> None:
             near = difflib.get_close_matches(first, [*cfg, *_TOP_LEVEL], n=1)
             hint = f': did you mean {near[0]}?' if near else ': correct its name'
             raise RunError(f'--cfg-options {key} changes nothing, as the config has no {first}{hint}')
+        _check_kind(cfg, key, options[key])
     try:
         cfg.merge_from_dict(options)
     except Exception as error:  # MMEngine raises many kinds
-        raise RunError(f'--cfg-options do not fit the config: {error.args[0] if error.args else error}') from error
+        raise RunError(f'--cfg-options do not fit the config: {_reason(error)}') from error
+
+
+def _check_kind(cfg: Config, key: str, value: Any) -> None:
+    """Refuse a value where the config has a dict, or a text where it has a number."""
+    old: Any = cfg
+    for part in key.split('.'):
+        old = old.get(part) if isinstance(old, (dict, Config)) else None
+    if isinstance(old, dict) and not isinstance(value, (dict, type(None))):
+        raise RunError(
+            f'--cfg-options {key}={value} puts a {type(value).__name__} in the place of a dict: change one of its '
+            f'entries, such as {key}.{next(iter(old), "type")}'
+        )
+    if isinstance(old, (int, float)) and isinstance(value, str) and value != 'dynamic':
+        raise RunError(f'--cfg-options {key}={value} must be a number, such as {old}')
 
 
 def _merge(cfg: Config, override: Config) -> None:
-    override = override.to_dict()
-    num_classes = override.pop('num_classes', None)
-    cfg.merge_from_dict(override)
+    options = override.to_dict()
+    num_classes = options.pop('num_classes', None)
+    try:
+        cfg.merge_from_dict(options)
+    except Exception as error:  # MMEngine raises many kinds
+        raise RunError(f'the override {override.filename} does not fit the config: {_reason(error)}') from error
     if num_classes is not None:
         _set_num_classes(cfg, num_classes)
 
 
 def _set_num_classes(cfg: Config, num_classes: int) -> None:
     # Heads differ in where they keep it, Cascade R-CNN has one per stage, and Mixup needs it too.
-    for part in (cfg.model, cfg.get('data_preprocessor')):
-        for key in ('num_classes', 'num_things_classes'):
-            replace(part, key, lambda old: num_classes)
+    for node in dicts([cfg.model, cfg.get('data_preprocessor')]):
+        node.update({key: num_classes for key in ('num_classes', 'num_things_classes') if key in node})
     # Mask2Former weighs each class, and last "no object"; the loss also knows of stuff, which has its own number.
     for head in (cfg.model.get('panoptic_head'), cfg.model.get('decode_head')):
         weights = head.get('loss_cls', {}).get('class_weight') if isinstance(head, dict) else None

@@ -1,7 +1,7 @@
 """Finding things in a config, however deep."""
 
 from collections.abc import Iterator
-from typing import Any, Callable
+from typing import Any
 
 
 def dicts(node: Any) -> Iterator[dict]:
@@ -29,14 +29,3 @@ def innermost_datasets(node: Any) -> Iterator[dict]:
             yield from innermost_datasets(inner)
         else:
             yield node
-
-
-def replace(node: Any, key: str, change: Callable[[Any], Any]) -> None:
-    """Change each value of a key in a config, however deep."""
-    if isinstance(node, dict):
-        if key in node:
-            node[key] = change(node[key])
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            replace(child, key, change)

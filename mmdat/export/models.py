@@ -10,7 +10,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from mmdat.apis.network_input import load_backbone
+from mmdat.apis import load_backbone
 from mmdat.checkpoints.reading import load_weights
 from mmdat.config.load import load_config
 from mmdat.errors import CheckpointError, RunError

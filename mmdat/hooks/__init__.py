@@ -1,5 +1,9 @@
+# A config that a run left names the backend of its checkpoints; MMEngine imports this module for the hooks in it.
+from mmdat.checkpoints import whole_files  # noqa: F401
+
 from .data_check import DataCheckHook
+from .loops import EpochBasedTrainLoop, IterBasedTrainLoop
 from .sampling_points import SamplingPointsHook
 from .seed import SeedHook
 
-__all__ = ['DataCheckHook', 'SamplingPointsHook', 'SeedHook']
+__all__ = ['DataCheckHook', 'EpochBasedTrainLoop', 'IterBasedTrainLoop', 'SamplingPointsHook', 'SeedHook']

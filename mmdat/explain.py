@@ -1,0 +1,134 @@
+"""Sentences for errors of MMEngine and the toolboxes that the user can put right."""
+
+import errno
+import importlib.util
+import os
+import re
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import Optional
+
+_OWN = str(Path(__file__).parent)
+_PACKAGES = (
+    *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch', 'torchvision'),
+    *('addict', 'cv2', 'numpy', 'PIL', 'pycocotools', 'yaml'),
+)
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+# What a message has in it, and the sentence; groups of the pattern fill in.
+_KNOWN = [
+    (r'failed to load image: (\S+)', '{0} is not a readable image: replace it, or take it out of the dataset'),
+    (r"No such file or directory: '([^']+)'", 'there is no file {0}: put it there, or correct what names it'),
+    (r'(the image must have at least \d+x\d+ pixels, got \d+x\d+)', '{0}: resize or pad it in the pipeline'),
+    (r'(\S+ is not in the \S+ registry)', 'the config cannot be used, as {0}: correct the type'),
+    (
+        r"((?:\w+\.)?__init__\(\) got an unexpected keyword argument '\w+')",
+        'the config cannot be used, as {0}: correct or remove this argument',
+    ),
+    (
+        r'!buf\.empty\(\)',
+        'an image file of the dataset is empty (find DIRECTORY -size 0 lists such files): replace it, or take it out',
+    ),
+    (
+        r'Expected more than 1 value per channel when training, got input size (.+)',
+        'a batch norm layer got one value per channel ({0}): set train_dataloader.batch_size to 2 or more, and '
+        'drop_last=True where the last batch of an epoch may be smaller',
+    ),
+    (
+        r'If the mean has (\d+) values, the input tensor should in shape of \(\d+, H, W\), but got the tensor with '
+        r'shape torch\.Size\(\[(\d+)',
+        'images have {1} channels, but data_preprocessor has {0} values of mean and std: set mean, std and '
+        'model.backbone.in_channels for {1} channels, or load images as colour images',
+    ),
+    (
+        r'expected input\[\d+, (\d+), \d+, \d+\] to have (\d+) channels, but got \d+ channels',
+        'a layer for {1} channels got {0}: set its in_channels to {0}, or let the part in front of it give {1} (for '
+        'images, model.backbone.in_channels)',
+    ),
+    (r'Please run "?(pip install [\w .=-]+)', 'the config needs a package that is not installed: run {0}'),
+    # MMEngine puts the classes that it was building in front, outermost first.
+    (r'^(?:class `\w+` in \S+: )*class `(\w+)` in \S+: (.+)', 'the config of {0} cannot be used: {1}'),
+]
+
+
+def explain(error: BaseException) -> Optional[str]:
+    """A sentence for the user; None for an error that only its traceback can explain.
+
+    None, too, for every error that code of the user's own has a part in, such as a hook, a dataset or a transform: what
+    it says may look like one of MMEngine's. Errors of data-loading workers count like those of the process itself.
+    ``ValueError`` of this package are sentences already.
+    """
+    files = [file for part in _chain(error) for file in _files_of(part)]
+    if not all(_is_known(file) for file in _below_own_code(files)):
+        return None
+    if isinstance(error, OSError) and error.errno in _NO_SPACE:
+        what = error.filename or 'the files of the run'
+        return (
+            f'{what} cannot be written ({error.strerror}): free some space, and go on from the last whole checkpoint '
+            f'with --resume'
+        )
+    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f'{error.filename} cannot be opened ({error.strerror}): change its permissions, or name another place'
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    for pattern, sentence in _KNOWN:
+        match = re.search(pattern, text)
+        if match:
+            return sentence.format(*(group.split('\n')[0].rstrip('. ') for group in match.groups()))
+    if _is_building(error):
+        return f'the config cannot be used ({type(error).__name__}: {_first_line(text)}): correct what it names'
+    own = _files_of(error)
+    if isinstance(error, ValueError) and own and own[-1].startswith(_OWN):
+        return text
+    return None
+
+
+def _first_line(text: str) -> str:
+    return (text.strip() or 'no reason given').split('\n')[0].rstrip('. ')
+
+
+def _is_building(error: BaseException) -> bool:
+    """Whether MMEngine was making something of the config, that is, nothing was trained or tested yet."""
+    frames = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    running = {('loops.py', name) for name in ('run', 'run_epoch', 'run_iter')}
+    building = {('build_functions.py', 'build_from_cfg'), ('build_functions.py', 'build_runner_from_cfg')}
+    return bool(building & set(frames)) and not running & set(frames)
+
+
+def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
+    """An error and those that led to it, the first of them last."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _files_of(error: BaseException) -> list[str]:
+    """The source files that an error came through, outermost first; of a worker's error those of the worker."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return files + re.findall(r'^\s*File "([^"]+)", line \d+', str(error), re.MULTILINE)
+
+
+def _below_own_code(files: list[str]) -> list[str]:
+    """Without those that called this package."""
+    first = next((i for i, file in enumerate(files) if file.startswith(_OWN)), len(files))
+    return files[first:]
+
+
+def _is_known(file: str) -> bool:
+    stdlib, *packages = _known_roots()
+    if any(file.startswith(root + os.sep) for root in packages):
+        return True
+    return file.startswith('<') or (file.startswith(stdlib + os.sep) and f'-packages{os.sep}' not in file)
+
+
+@lru_cache(maxsize=1)
+def _known_roots() -> list[str]:
+    """The directories of the standard library, of this package and of those that it runs."""
+    roots = [sysconfig.get_paths()['stdlib'], _OWN]
+    for name in _PACKAGES:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations:
+            roots += list(spec.submodule_search_locations)
+    return roots
