@@ -23,7 +23,7 @@ _KNOWN = [
     (r'failed to load image: (\S+)', '{0} is not a readable image: replace it, or take it out of the dataset'),
     (r"No such file or directory: '([^']+)'", 'there is no file {0}: put it there, or correct what names it'),
     (r'(the image must have at least \d+x\d+ pixels, got \d+x\d+)', '{0}: resize or pad it in the pipeline'),
-    (r'(\S+ is not in the \S+ registry)', 'the config cannot be used, as {0}: correct the type'),
+    (r'(\S+ is not in the [\w: ]+ registry)', 'the config cannot be used, as {0}: correct the type'),
     (
         r"((?:\w+\.)?__init__\(\) got an unexpected keyword argument '\w+')",
         'the config cannot be used, as {0}: correct or remove this argument',
@@ -77,11 +77,11 @@ def explain(error: BaseException) -> Optional[str]:
         match = re.search(pattern, text)
         if match:
             return sentence.format(*(group.split('\n')[0].rstrip('. ') for group in match.groups()))
-    if _is_building(error):
-        return f'the config cannot be used ({type(error).__name__}: {_first_line(text)}): correct what it names'
     own = _files_of(error)
     if isinstance(error, ValueError) and own and own[-1].startswith(_OWN):
         return text
+    if _is_building(error):
+        return f'the config cannot be used ({type(error).__name__}: {_first_line(text)}): correct what it names'
     return None
 
 
@@ -91,10 +91,10 @@ def _first_line(text: str) -> str:
 
 def _is_building(error: BaseException) -> bool:
     """Whether MMEngine was making something of the config, that is, nothing was trained or tested yet."""
-    frames = [(Path(frame.filename).name, frame.name) for frame in traceback.extract_tb(error.__traceback__)]
-    running = {('loops.py', name) for name in ('run', 'run_epoch', 'run_iter')}
-    building = {('build_functions.py', 'build_from_cfg'), ('build_functions.py', 'build_runner_from_cfg')}
-    return bool(building & set(frames)) and not running & set(frames)
+    frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_tb(error.__traceback__)]
+    building = any('mmengine' in path.parts and name.startswith('build') for path, name in frames)
+    running = any(path.name == 'loops.py' and name in ('run', 'run_epoch', 'run_iter') for path, name in frames)
+    return building and not running
 
 
 def _chain(error: Optional[BaseException]) -> Iterator[BaseException]:
@@ -111,9 +111,9 @@ def _files_of(error: BaseException) -> list[str]:
 
 
 def _below_own_code(files: list[str]) -> list[str]:
-    """Without those that called this package."""
-    first = next((i for i, file in enumerate(files) if file.startswith(_OWN)), len(files))
-    return files[first:]
+    """Without those that called this package, such as a tool, which :mod:`mmdat.cli` runs."""
+    own = [i for i, file in enumerate(files) if file.startswith(_OWN) and Path(file).name != 'cli.py']
+    return files[own[0] :] if own else []
 
 
 def _is_known(file: str) -> bool:

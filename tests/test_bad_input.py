@@ -388,7 +388,7 @@ CASES = [
         'out_indices out of range',
         nothing,
         train(CLASSIFIER, BACKBONE + 'out_indices=(7,)'),
-        'out_indices must name different stages from 0 to 3, got (7,)',
+        'out_indices must name different stages from 0 to 3, …, got (7,)',
     ),
     Case(
         'window of one', nothing, train(CLASSIFIER, BACKBONE + 'window_size=1'), 'window_size must be at least 2, got 1'
@@ -409,7 +409,7 @@ CASES = [
         'batch of words',
         nothing,
         train(CLASSIFIER, 'train_dataloader.batch_size=two'),
-        "batch_size must be a whole number from 1 on, got 'two'",
+        'train_dataloader.batch_size=two must be a number, such as',
     ),
     Case(
         'persistent workers without workers',

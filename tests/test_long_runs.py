@@ -1,7 +1,6 @@
 """Long runs: memory stays as it is, caches are bounded, processes and files that a run opens are closed again."""
 
 import ctypes
-import functools
 import gc
 import importlib
 import os
@@ -35,7 +34,7 @@ def test_caches_are_bounded():
     for module in pkgutil.walk_packages(mmdat.__path__, 'mmdat.'):
         if not module.name.startswith('mmdat.configs'):
             for thing in vars(importlib.import_module(module.name)).values():
-                if isinstance(thing, functools._lru_cache_wrapper):
+                if hasattr(thing, 'cache_parameters'):
                     size = thing.cache_parameters()['maxsize']
                     assert size is not None and size <= 1024, f'{module.name}.{thing.__name__}'
 

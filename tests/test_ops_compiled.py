@@ -57,7 +57,7 @@ def test_compiled_backbone(nano, training):
     """Without graph breaks, the same outputs and gradients."""
     model = DAT(nano, img_size=64).eval()
     x = torch.randn(1, 3, 70, 96)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(model, backend='aot_eager', fullgraph=True)
     with torch.set_grad_enabled(training):
         outs, expected = compiled(x), model(x)

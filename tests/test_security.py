@@ -120,6 +120,18 @@ def test_no_tool_runs_code_of_a_checkpoint(command, hostile, monkeypatch, capsys
     assert ran()
 
 
+@pytest.mark.parametrize(
+    'command',
+    ['train: load_from', 'train: --resume PATH', 'test', 'infer', 'visualize', 'visualize: init_cfg'],
+)
+def test_files_that_are_trusted_are_read_whole(command, hostile, monkeypatch, capsys):
+    _, tool, args = COMMANDS[command]
+    args = [args[0], '--trust-files', *args[1:]] if tool != 'infer' else [*args, '--trust-files']
+    assert run_tool(monkeypatch, tool, *args) == 0
+    assert ran()
+    assert '--trust-files: checkpoints and annotation files may run code' in capsys.readouterr().out
+
+
 @pytest.mark.parametrize('source, whole', [('tiny', False), (CLASSIFIER, False), ('segmentor', True)])
 def test_export_runs_no_code_of_a_checkpoint(source, whole, hostile):
     if source == 'segmentor':

@@ -15,7 +15,7 @@ from mmdat.checkpoints.resuming import resumed
 from mmdat.checkpoints.whole_files import with_whole_checkpoints
 from mmdat.checkpoints.without_code import CheckpointFiles, reading_without_code
 from mmdat.config.checks import check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
-from mmdat.config.parts import check_launcher, check_maps
+from mmdat.config.parts import check_launcher, check_maps, check_optimizer
 from mmdat.config.runs import (
     for_testing,
     for_training,
@@ -55,6 +55,7 @@ def train(
         cfg = for_training(cfg, amp, auto_scale_lr)
         if compile:
             check_compile(cfg)
+        check_optimizer(cfg)
         check_amp(cfg)
         check_launcher(cfg)
         check_sharding(cfg)

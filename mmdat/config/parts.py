@@ -4,6 +4,7 @@ import os
 from typing import Any, Optional
 
 from mmengine.config import Config
+from mmengine.registry import OPTIMIZERS
 
 from mmdat.errors import RunError
 from mmdat.models import DAT
@@ -33,6 +34,18 @@ def check_launcher(cfg: Config) -> None:
             f'--launcher {cfg.launcher} is for processes that are started by {program}: start them so, or leave '
             f'--launcher out'
         )
+
+
+def check_optimizer(cfg: Config) -> None:
+    """Check that there is such an optimizer.
+
+    Raises:
+        RunError: If not.
+    """
+    for node in dicts(cfg.optim_wrapper):
+        name = (node.get('optimizer') or {}).get('type')
+        if isinstance(name, str) and OPTIMIZERS.get(name) is None:
+            raise RunError(f'the config cannot be used, as {name} is not in the optimizer registry: correct the type')
 
 
 def check_task(cfg: Config, part: str) -> None:
@@ -65,8 +78,8 @@ def check_maps(cfg: Config) -> None:
     if model is None:
         return
     backbone = model['backbone']
-    stages = tuple(backbone.get('out_indices', range(NUM_STAGES)))
     try:
+        stages = tuple(backbone.get('out_indices', range(NUM_STAGES)))
         channels = [get_arch(backbone.get('arch', 'tiny')).dims[stage] for stage in stages]
     except (ValueError, IndexError, TypeError):  # which the backbone itself explains
         return

@@ -113,12 +113,22 @@ def denormalise(inputs: Tensor, data_preprocessor: torch.nn.Module) -> np.ndarra
         inputs: What the backbone got, one image.
         data_preprocessor: The one of mmdet, mmseg or mmpretrain that made it.
     """
-    image = inputs.detach().float().cpu()
-    if getattr(data_preprocessor, '_enable_normalize', False):
-        image = image * data_preprocessor.std.cpu() + data_preprocessor.mean.cpu()
-    # Images are loaded as BGR; the toolboxes differ in how they call the conversion.
-    converted = any(
-        getattr(data_preprocessor, name, False) for name in ('_channel_conversion', 'channel_conversion', 'to_rgb')
-    )
-    image = image if converted else image.flip(0)
+    image = _without_mean(inputs, data_preprocessor)
+    image = image if _turns_channels(data_preprocessor) else image.flip(0)  # images are loaded as BGR
     return image.permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+
+
+def _without_mean(inputs: Tensor, data_preprocessor: torch.nn.Module) -> Tensor:
+    image = inputs.detach().float().cpu()
+    if hasattr(data_preprocessor, 'mean') and hasattr(data_preprocessor, 'std'):  # which are there if it normalises
+        image = image * data_preprocessor.std.cpu() + data_preprocessor.mean.cpu()
+    return image
+
+
+def _turns_channels(data_preprocessor: torch.nn.Module) -> bool:
+    """Whether a preprocessor makes RGB of BGR. The toolboxes keep that under different names; a blue image tells it."""
+    blue = torch.zeros(3, 32, 32, dtype=torch.uint8)
+    blue[0] = 255
+    with torch.no_grad():
+        image = _without_mean(data_preprocessor(dict(inputs=[blue], data_samples=None))['inputs'][0], data_preprocessor)
+    return bool(image[2].max() > image[0].max())

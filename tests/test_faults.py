@@ -1,0 +1,283 @@
+"""Faults end a tool with one sentence, and no traceback is lost: what is the user's own shows its own."""
+
+import random
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from in_process import run_tool
+from mmengine.config import Config
+from mmengine.registry import DATASETS, HOOKS, TRANSFORMS
+
+from mmdat.config.load import load_config
+from mmdat.config.parts import check_maps, check_task
+from mmdat.datasets import make_shapes
+from mmdat.errors import RunError
+from mmdat.explain import explain
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / 'configs/demo'
+CLASSIFIER, DETECTOR, SEGMENTOR = (
+    DEMO / f'{name}.py' for name in ('datnano_shapes', 'maskrcnn_datnano_shapes', 'upernet_datnano_shapes')
+)
+IMAGE = 'data/shapes/images/validation/shapes_val_00001.jpg'
+QUICK = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'custom_hooks=[]'] + [
+    f'{part}_dataloader.{option}'
+    for part in ('train', 'val', 'test')
+    for option in ('num_workers=0', 'persistent_workers=False', 'batch_size=2')
+]
+#: Of a user's own. Each part fails in a way that MMEngine's own parts could fail, too.
+MINE = """
+from mmengine.hooks import Hook
+from mmengine.registry import DATASETS, HOOKS, TRANSFORMS
+from mmpretrain.datasets import CustomDataset
+
+def fail():
+    open('x.json')
+
+@HOOKS.register_module(force=True)
+class MyHook(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        fail()
+
+@TRANSFORMS.register_module(force=True)
+class MyTransform:
+    def __call__(self, results):
+        fail()
+
+@DATASETS.register_module(force=True)
+class MyDataset(CustomDataset):
+    def load_data_list(self):
+        fail()
+"""
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    out = tmp_path_factory.mktemp('data') / 'shapes'
+    make_shapes(out, num_train=2, num_val=1, size=64)
+    return out
+
+
+@pytest.fixture
+def workplace(data, tmp_path, monkeypatch):
+    (tmp_path / 'data').mkdir()
+    (tmp_path / 'data/shapes').symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def train(monkeypatch, *options, config=CLASSIFIER):
+    return run_tool(monkeypatch, 'train', config, '--work-dir', 'work', '--cfg-options', *QUICK, *options)
+
+
+def log():
+    (file,) = Path('work').glob('*/*.log')
+    return file
+
+
+# --- tracebacks ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'part, workers',
+    [
+        ('custom_hooks = [dict(type="MyHook")]', 0),
+        ('train_dataloader = dict(dataset=dict(pipeline=[dict(type="MyTransform")]))', 0),
+        ('train_dataloader = dict(dataset=dict(pipeline=[dict(type="MyTransform")]))', 1),
+        ('train_dataloader = dict(dataset=dict(_delete_=True, type="MyDataset", data_root="data"))', 0),
+    ],
+    ids=['hook', 'transform', 'transform in a worker', 'dataset'],
+)
+def test_parts_of_the_users_own_show_their_traceback(part, workers, workplace, monkeypatch):
+    Path('mine_of_the_user.py').write_text(MINE)
+    monkeypatch.syspath_prepend(str(workplace))
+    Path('config.py').write_text(
+        f'_base_ = "{CLASSIFIER}"\ncustom_imports = dict(imports=["mine_of_the_user"])\n{part}'
+    )
+    options = [option for option in QUICK if 'custom_hooks' not in option and 'train_dataloader.num' not in option]
+    try:
+        with pytest.raises(FileNotFoundError, match=r'x\.json'):
+            run_tool(
+                *(monkeypatch, 'train', 'config.py', '--work-dir', 'work', '--cfg-options', *options),
+                f'train_dataloader.num_workers={workers}',
+            )
+        written = log().read_text()
+        assert 'mine_of_the_user.py", line' in written and 'in fail' in written and 'x.json' in written
+    finally:
+        for registry, name in ((HOOKS, 'MyHook'), (TRANSFORMS, 'MyTransform'), (DATASETS, 'MyDataset')):
+            registry.module_dict.pop(name, None)
+        sys.modules.pop('mine_of_the_user', None)
+
+
+def test_the_sentence_names_the_log_with_the_traceback(workplace, monkeypatch, capsys):
+    assert train(monkeypatch, 'model.backbone.depth=3') == 1
+    error = capsys.readouterr().err
+    assert 'Traceback' not in error
+    (named,) = re.findall(r'\(the traceback is in (.+)\)$', error.strip())
+    assert Path(named) == log()
+    assert 'Traceback (most recent call last)' in log().read_text() and 'build_functions.py' in log().read_text()
+
+
+def test_without_a_log_a_variable_shows_the_traceback(workplace, monkeypatch, capsys):
+    command = [monkeypatch, 'train', 'nope.py']
+    assert run_tool(*command) == 1
+    assert 'Traceback' not in capsys.readouterr().err
+    monkeypatch.setenv('MMDAT_TRACEBACK', '1')
+    assert run_tool(*command) == 1
+    assert 'Traceback (most recent call last)' in capsys.readouterr().err
+
+
+# --- sentences -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    'options, says',
+    [
+        (['--launcher', 'pytorch'], 'for processes that are started by torchrun'),
+        (['--launcher', 'slurm'], 'for processes that are started by srun'),
+        (
+            ['--override', DEMO / 'on_shapes_ade20k.py'],
+            'for mmseg, but the config is for mmpretrain: choose',
+        ),
+        (['--override', DEMO / 'on_shapes_coco.py'], 'for mmdet, but the config is for mmpretrain: choose'),
+        (['--cfg-options', 'train_dataloader.sampler.type=Nope'], 'Nope is not in the .*registry: correct the type'),
+        (['--cfg-options', 'optim_wrapper.optimizer.type=Nope'], 'Nope is not in the .*registry: correct the type'),
+        (['--cfg-options', 'optim_wrapper.optimizer.lr=fast'], r'optimizer\.lr=fast must be a number, such as'),
+        (['--cfg-options', 'train_dataloader=5'], 'puts a int in the place of a dict: change one of its entries'),
+        (['--cfg-options', 'train_cfg.max_epochs=two'], 'must be a number, such as'),
+        (['--cfg-options', 'model.backbone.window_size=()'], 'the config cannot be used .*: correct what it names'),
+        (['--cfg-options', 'model.head.in_channels=7'], r'head\.in_channels is 7, .* set model\.head\.in_channels=\d+'),
+        (['--cfg-options', 'train_dataloader.batch_size=1', 'model.neck.type=BatchNorm1d'], 'cannot be used'),
+        (['--cfg-options', 'vis_backends=[]', 'visualizer.vis_backends.0.type=Nope'], 'Nope is not in the .*registry'),
+        (['--resume', 'nope.pth'], 'there is no checkpoint .*nope.pth'),
+    ],
+)
+def test_wrong_command_lines_of_training(options, says, workplace, monkeypatch, capsys):
+    """The options are checked in an instant, or before the first iteration."""
+    quick = [] if '--cfg-options' in options else ['--cfg-options', *QUICK]
+    assert run_tool(monkeypatch, 'train', CLASSIFIER, '--work-dir', 'work', *options, *quick) == 1
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert re.search(says, last), last
+
+
+@pytest.mark.parametrize(
+    'config, options, says',
+    [
+        (DETECTOR, {'neck.in_channels': [8, 16, 32, 64]}, r'set model\.neck\.in_channels=\[\d+, \d+, \d+, \d+\]'),
+        (SEGMENTOR, {'decode_head.in_channels': [8, 16, 32, 64]}, r'set model\.decode_head\.in_channels=\[\d+'),
+        (SEGMENTOR, {'auxiliary_head.in_channels': 9}, r'set model\.auxiliary_head\.in_channels=\d+'),
+    ],
+)
+def test_channels_that_do_not_fit(config, options, says, workplace):
+    with pytest.raises(RunError, match=says):
+        check_maps(load_config(str(config), options={f'model.{key}': value for key, value in options.items()}))
+
+
+@pytest.mark.parametrize(
+    'config, options',
+    [
+        (DETECTOR, {'neck.start_level': 1}),
+        (
+            SEGMENTOR,
+            {
+                'decode_head': dict(
+                    _delete_=True, type='FCNHead', in_channels=128, in_index=2, num_classes=5, channels=8
+                ),
+                'auxiliary_head': None,
+            },
+        ),
+    ],
+)
+def test_maps_that_nothing_reads(config, options, workplace):
+    """DistributedDataParallel would stop in the second iteration; one process does not care."""
+    cfg = load_config(str(config), options={f'model.{key}': value for key, value in options.items()})
+    check_maps(cfg)
+    cfg.launcher = 'pytorch'
+    with pytest.raises(RunError, match='start_level of the neck, in_index of heads.*out_indices=.*find_unused'):
+        check_maps(cfg)
+    cfg.find_unused_parameters = True
+    check_maps(cfg)
+
+
+def test_configs_of_this_repository_fit():
+    for path in [*ROOT.glob('configs/*_in1k.py'), *ROOT.glob('configs/*_t_*.py'), *DEMO.glob('*nano_shapes.py')]:
+        cfg = Config.fromfile(path)
+        cfg.launcher = 'pytorch'
+        check_maps(cfg)
+        check_task(cfg, 'train')
+
+
+@pytest.mark.parametrize(
+    'message, says',
+    [
+        (
+            'Expected more than 1 value per channel when training, got input size torch.Size([1, 512, 1, 1])',
+            'batch_size to 2',
+        ),
+        (
+            'If the mean has 3 values, the input tensor should in shape of (3, H, W), but got the tensor with shape '
+            'torch.Size([4, 64, 64])',
+            'images have 4 channels, but data_preprocessor has 3 values of mean and std',
+        ),
+        (
+            'Please run "pip install future tensorboard" to install the dependencies',
+            'run pip install future tensorboard',
+        ),
+    ],
+)
+def test_what_packages_say_becomes_a_sentence(message, says):
+    assert says in explain(ValueError(message))
+
+
+# --- any command line ------------------------------------------------------------------------------
+
+TOOLS = {
+    'train': [CLASSIFIER],
+    'test': [CLASSIFIER, 'nope.pth'],
+    'infer': [CLASSIFIER, 'nope.pth', 'nope.jpg'],
+    'visualize_deformation': ['nope.jpg', '--config', CLASSIFIER],
+    'convert_checkpoint': ['nope.pth', 'out.pth'],
+    'get_flops': ['nope.py'],
+    'make_shapes': ['--size', '-1'],
+}
+WORDS = [
+    *('--amp', '--resume', '--tta', '--compile', '--trust-files', '--force', '--backbone-only', '--auto-scale-lr'),
+    *('--work-dir', '--out', '--show-dir', '--override', '--data', '--launcher', '--cfg-options', '--device'),
+    *('--score-thr', '--batch-size', '--layer', '--query', '--arch', '--size', '--img-size', '--out-dir', '--nope'),
+    *('', '-1', '0', 'x', 'nope.py', 'nope.pth', '1e9', 'pytorch', 'a=b', 'model=3', 'model.backbone.arch=huge'),
+    *('model.backbone.arch.dims=(1,2)', 'train_cfg=None', 'train_dataloader.batch_size=none', 'default_scope=mmpose'),
+    *('load_from=3', 'work_dir=[1]', 'model.head.num_classes=-1', 'resume=True', 'launcher=7', 'optim_wrapper=None'),
+]
+
+
+def test_any_command_line_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
+    """Where there is no data, nothing can succeed but to do nothing; 300 command lines drawn at random."""
+    monkeypatch.chdir(tmp_path)
+    draw = random.Random(0)
+    for _ in range(300):
+        tool = draw.choice(sorted(TOOLS))
+        command = [*TOOLS[tool], *draw.choices(WORDS, k=draw.randint(0, 4))]
+        code = run_tool(monkeypatch, tool, *command)  # raises what has no sentence
+        error = capsys.readouterr().err.strip()
+        assert code in (1, 2), command
+        assert error and 'Traceback' not in error, command
+        assert error.splitlines()[-1].startswith(f'{tool}.py: '), (command, error)
+
+
+def test_help_and_mistyped_options_answer_at_once(tmp_path):
+    for tool in sorted(TOOLS):
+        for option, code in (('--help', 0), ('--nope', 2)):
+            start = time.process_time()
+            done = subprocess.run(
+                [sys.executable, '-X', 'importtime', ROOT / 'tools' / f'{tool}.py', option],
+                capture_output=True,
+                text=True,
+                cwd=tmp_path,
+            )
+            assert done.returncode == code
+            assert not re.search(r'\| +(torch|mmengine|mmcv|cv2|numpy)$', done.stderr, re.MULTILINE), tool
+            assert time.process_time() - start < 1
