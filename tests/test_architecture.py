@@ -16,7 +16,8 @@ LAYERS = [
     'datasets schedulers extraction',
     'config visualization',
     'hooks',
-    'apis analysis export',
+    'apis analysis',
+    'export',
     'cli doctor',
 ]
 #: Shortcuts that are taken when a method is called, not when its module is imported.

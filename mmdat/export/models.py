@@ -1,16 +1,14 @@
 """From a config or the name of an architecture to a module that can be exported: tensors in, tensors out."""
 
-import importlib
-from typing import Any, Optional, Union
+from typing import Optional, Union
 
 import torch
 import torch.nn as nn
 from mmengine.config import Config
 from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor
 
-from mmdat.apis import load_backbone
+from mmdat.apis import build_model, load_backbone
 from mmdat.checkpoints.reading import load_weights
 from mmdat.config.load import load_config
 from mmdat.errors import CheckpointError, RunError
@@ -123,9 +121,7 @@ def _load_whole(cfg: Config, checkpoint: Optional[str]) -> nn.Module:
     scope = cfg.get('default_scope')
     if scope not in ('mmdet', 'mmseg', 'mmpretrain'):
         raise RunError(f'--whole works with default_scope mmdet, mmseg and mmpretrain, but the config has {scope}')
-    importlib.import_module(f'{scope}.utils').register_all_modules(init_default_scope=False)
-    init_default_scope(scope)
-    model = _build(cfg.model)
+    model = revert_sync_batchnorm(build_model(cfg))
     if checkpoint:
         missing = model.load_state_dict(unwrap(load_weights(checkpoint)), strict=False).missing_keys
         if missing:
@@ -137,7 +133,3 @@ def _load_whole(cfg: Config, checkpoint: Optional[str]) -> nn.Module:
 
         return detector(model.eval())
     return Segmentor(model) if scope == 'mmseg' else Classifier(model)
-
-
-def _build(cfg: dict[str, Any]) -> nn.Module:
-    return revert_sync_batchnorm(MODELS.build(cfg))

@@ -7,7 +7,7 @@ from typing import Any, Optional, Union
 from mmengine.config import Config
 from torch import Tensor
 
-from mmdat.apis.network_input import network_input
+from mmdat.apis import network_input
 from mmdat.config.load import load_config
 from mmdat.errors import RunError
 from mmdat.models.arch import ARCHS
@@ -63,7 +63,7 @@ def export_onnx(
 
 def _example(cfg: Config, file: Path) -> tuple[Tensor, list[int]]:
     """A picture as the network gets it, ``(1, 3, H, W)``, and height and width of what is no padding."""
-    inputs, view = network_input(cfg, file, 'dat')
+    inputs, view = network_input(cfg, file, conv_stem=False)
     sides = zip(view.picture.shape, view.scale, inputs.shape[2:])
     return inputs, [min(round(side * scale), padded) for side, scale, padded in sides]
 
