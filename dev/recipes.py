@@ -33,6 +33,7 @@ FIELDS = dict(
     heads='heads',
     losses='losses and their weights',
     anchors='anchors',
+    matching='matching in training',
     proposals='proposals and results',
     training_sizes='sizes in training',
     augmentation='augmentation',

@@ -276,6 +276,29 @@ def anchors(config: Config, model: nn.Module) -> str:
     return f'strides {numbers(strides)}; sides {numbers(sides)} x stride; height to width {numbers(ratios)}'
 
 
+def matching(config: Config, model: nn.Module) -> str:
+    """How predictions and objects are matched in training."""
+
+    def described(options: Config) -> str:
+        assigner = options.assigner
+        if 'match_costs' in assigner:
+            costs = ', '.join(f'{one.type.rpartition(".")[2]} {number(one.weight)}' for one in assigner.match_costs)
+            return f'Hungarian by {costs}'
+        text = f'overlap from {number(assigner.pos_iou_thr)}, none below {number(assigner.neg_iou_thr)}'
+        if 'num' in options.sampler:
+            text += f', {options.sampler.num} samples, {number(options.sampler.pos_fraction)} of them objects'
+        return text
+
+    head = config.model.get('decode_head') or config.model
+    options = head.get('train_cfg') or {}
+    if 'assigner' in options:
+        return described(options)
+    stages = options.get('rcnn') or []
+    parts = [('RPN', options['rpn'])] if 'rpn' in options else []
+    parts += [('boxes', stage) for stage in (stages if isinstance(stages, list) else [stages])]
+    return '; '.join(f'{name}: {described(stage)}' for name, stage in parts) or 'none'
+
+
 def proposals(config: Config, model: nn.Module) -> str:
     train, test = getattr(model, 'train_cfg', None) or {}, getattr(model, 'test_cfg', None) or {}
     parts = []
@@ -429,6 +452,7 @@ FIELDS = dict(
     heads=heads,
     losses=losses,
     anchors=anchors,
+    matching=matching,
     proposals=proposals,
     training_sizes=training_sizes,
     augmentation=augmentation,

@@ -47,8 +47,9 @@ def test_config_of_another_project(example, out_channels, tmp_path):
     model = MODELS.build(config.model)
     assert isinstance(model.backbone, DAT) and model.backbone.out_channels == out_channels
     optimizer = build_optim_wrapper(model, config.optim_wrapper).optimizer
-    spared = sum(p.numel() for group in optimizer.param_groups if group['weight_decay'] == 0 for p in group['params'])
-    assert spared > 0
+    spared = {id(p) for group in optimizer.param_groups if group['weight_decay'] == 0 for p in group['params']}
+    named = {name for name, p in model.named_parameters() if id(p) in spared}
+    assert named == {f'backbone.{name}' for name in model.backbone.no_weight_decay()}
     with torch.no_grad():
         assert len(model.extract_feat(torch.zeros(1, 3, 64, 64))) == 5
 

@@ -42,9 +42,9 @@ def test_every_family_has_all_fields_and_their_sources():
     assert set(recipes.FIELDS) == {*FIELDS, 'schedule'}
     for family in FAMILIES:
         assert set(family.fields) == set(recipes.FIELDS), family.name
-        for name, (_, source, *differs) in family.fields.items():
+        for name, (value, source, *differs) in family.fields.items():
             assert source in sources, (family.name, name)
-            assert differs if source == 'inferred' and name not in ('anchors', 'proposals') else True, (
+            assert differs if source == 'inferred' and value != 'none' else True, (
                 family.name,
                 name,
             )
@@ -128,6 +128,34 @@ def test_cosine_without_warm_up_is_mmengines():
         return found
 
     assert rates(WarmupCosineLR) == pytest.approx(rates(CosineAnnealingLR), abs=1e-12)
+
+
+def test_cosine_goes_on_from_its_state():
+    def scheduler():
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        return optimizer, WarmupCosineLR(optimizer, end=50, warmup=0.4, eta_min_ratio=0.01)
+
+    optimizer, first = scheduler()
+    optimizer.step()
+    for _ in range(10):
+        first.step()
+    resumed, second = scheduler()
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(optimizer.state_dict())
+    for one in (first, second):
+        one.step()
+    assert (
+        resumed.param_groups[0]['lr'] == optimizer.param_groups[0]['lr'] == pytest.approx(0.1 * (0.001 + 0.999 * 0.55))
+    )
+
+
+@pytest.mark.parametrize(
+    'options, message', [(dict(begin=5), 'begin=5'), (dict(warmup=1.0), '1.0'), (dict(warmup=20), '20')]
+)
+def test_cosine_refuses_what_it_cannot_be(options, message):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    with pytest.raises(ValueError, match=message):
+        WarmupCosineLR(optimizer, end=50, **options)
 
 
 # --- sizes in training ---------------------------------------------------------------------------------------------
