@@ -12,9 +12,9 @@ import torch
 
 from mmdat.compat import is_compiling
 
-#: What a user may ask for: the quickest form for device and size that fits, the specification, or the form that holds
-#: a part of the scores at a time, whatever the size.
-IMPLEMENTATIONS = ('fast', 'naive', 'tiled')
+#: What a user may ask for: the quickest form for device and size that fits, the specification, the form that holds
+#: a part of the scores at a time, whatever the size, or fused kernels for NVIDIA GPUs (docs/gpu.md).
+IMPLEMENTATIONS = ('fast', 'naive', 'tiled', 'triton')
 
 _logger = logging.getLogger('mmdat')
 

@@ -12,6 +12,7 @@ from ..budget import scores_at_a_time
 from ..checks import check_bias, check_maps, sizes_are_numbers
 from ..implementation import Choice, check_implementation, log_choice
 from ..position_bias import PositionBias, TableBias
+from ..triton.availability import check_available
 from .chunked import chunked_deformable_attention
 from .naive import naive_deformable_attention
 from .operator import deformable_attention_operator, tiled_deformable_attention
@@ -39,9 +40,9 @@ def deformable_attention(
         bias: What is added to the scores; see :mod:`mmdat.ops.position_bias`. Its positions may be those of one image
             for the whole batch.
         dropout: Probability of dropping an attention weight.
-        impl: ``'naive'``, the specification; ``'tiled'``, whose memory is linear in the number of pixels; or
-            ``'fast'``, whichever suits device and size, see :func:`choose_deformable_attention`. The tiled form has no
-            second derivative.
+        impl: ``'naive'``, the specification; ``'tiled'``, whose memory is linear in the number of pixels;
+            ``'triton'``, fused kernels for NVIDIA GPUs (docs/gpu.md); or ``'fast'``, whichever suits device and size,
+            see :func:`choose_deformable_attention`. The tiled form and the kernels have no second derivative.
         chunk_bytes: How many bytes of scores the tiled form holds at a time; see :mod:`mmdat.ops.budget`.
         plain_bytes: How many bytes the plain form may hold to be chosen; see :mod:`mmdat.ops.budget`.
 
@@ -50,6 +51,7 @@ def deformable_attention(
 
     Raises:
         ValueError: If ``impl`` is unknown, a budget is not positive, or shapes do not go together.
+        RuntimeError: If the kernels are asked for where they cannot run.
     """
     choice = choose_deformable_attention(query, key, value, num_heads, bias, dropout, impl, chunk_bytes, plain_bytes)
     log_choice('deformable_attention', query.device, choice)
@@ -86,6 +88,13 @@ def choose_deformable_attention(
         pass
     if not isinstance(bias, TableBias) or dropout or bias.query_y.requires_grad or bias.query_x.requires_grad:
         return Choice('chunked', 'tiles are for a table as bias, without dropout')
+    if impl == 'triton':
+        if query.is_meta:
+            return Choice('tiled', 'tensors without values run no kernel')
+        if not bias.evenly_spaced:
+            return Choice('tiled', 'the kernels are for evenly spaced queries')
+        check_available(query, num_heads)
+        return Choice('triton', 'it was asked for')
     return Choice('tiled', 'its memory is linear in the number of pixels')
 
 
@@ -131,10 +140,28 @@ def _tiled(
     return attend(query, key, value, bias.table, position, *axes, num_heads, max_scores)
 
 
+def _triton(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    num_heads: int,
+    bias: TableBias,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    # Imported here, for it needs Triton.
+    from ..triton.operators import deformable_attention, deformable_attention_operator
+
+    attend = deformable_attention_operator if is_compiling() else deformable_attention
+    position = bias.position.expand(query.shape[0], -1, -1, -1, -1)
+    return attend(query, key, value, bias.table, position, bias.query_y, bias.query_x, num_heads)
+
+
 #: The implementations, by name; all take ``(query, key, value, num_heads, bias, dropout, max_scores)``.
 IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     'naive': _naive,
     'sdpa': _sdpa,
     'chunked': chunked_deformable_attention,
     'tiled': _tiled,
+    'triton': _triton,
 }

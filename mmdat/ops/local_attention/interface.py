@@ -1,6 +1,6 @@
 """The public functions."""
 
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from mmdat.compat import is_compiling
 from ..budget import scores_at_a_time
 from ..checks import check_maps, check_neighborhood, check_same_map, check_windows, sizes_are_numbers
 from ..implementation import Choice, check_implementation, log_choice
+from ..triton.availability import check_available
 from .naive import naive_neighborhood_attention, naive_window_attention
 from .operator import local_attention_operator, tiled_neighborhood_attention, tiled_window_attention
 
@@ -36,9 +37,9 @@ def neighborhood_attention(
         num_heads: Number of heads; divides ``C``.
         kernel_size: Odd side of the window.
         dropout: Probability of dropping an attention weight; only the naive form can, and takes over then.
-        impl: ``'naive'``, the specification; ``'tiled'``, which holds a part of the scores at a time; or ``'fast'``,
-            whichever suits the device, see :func:`choose_neighborhood_attention`. The tiled form has no second
-            derivative.
+        impl: ``'naive'``, the specification; ``'tiled'``, which holds a part of the scores at a time; ``'triton'``,
+            fused kernels for NVIDIA GPUs (docs/gpu.md); or ``'fast'``, whichever suits the device, see
+            :func:`choose_neighborhood_attention`. The tiled form and the kernels have no second derivative.
         chunk_bytes: How many bytes of scores the tiled form holds at a time; see :mod:`mmdat.ops.budget`.
 
     Returns:
@@ -46,6 +47,7 @@ def neighborhood_attention(
 
     Raises:
         ValueError: If ``impl`` is unknown, ``chunk_bytes`` is not positive, or shapes do not go together.
+        RuntimeError: If the kernels are asked for where they cannot run.
     """
     choice = choose_neighborhood_attention(query, key, value, bias_table, num_heads, kernel_size, dropout, impl)
     log_choice('neighborhood_attention', query.device, choice)
@@ -70,7 +72,7 @@ def choose_neighborhood_attention(
         check_maps(query, key, value, num_heads, dropout)
         check_same_map(query, key)
         check_neighborhood(query, bias_table, num_heads, kernel_size)
-    return _choose(query, dropout, impl) or Choice('tiled', 'it reads each key once for many queries')
+    return _choose(query, num_heads, dropout, impl) or Choice('tiled', 'it reads each key once for many queries')
 
 
 def window_attention(
@@ -94,9 +96,9 @@ def window_attention(
         window_size: Side of the windows.
         shift: How far right and down the windows are shifted; those that the border of the map cuts are smaller.
         dropout: Probability of dropping an attention weight; only the naive form can, and takes over then.
-        impl: ``'naive'``, the specification; ``'tiled'``, which holds a part of the scores at a time; or ``'fast'``,
-            whichever suits the device, see :func:`choose_window_attention`. The tiled form has no second
-            derivative.
+        impl: ``'naive'``, the specification; ``'tiled'``, which holds a part of the scores at a time; ``'triton'``,
+            fused kernels for NVIDIA GPUs (docs/gpu.md); or ``'fast'``, whichever suits the device, see
+            :func:`choose_window_attention`. The tiled form and the kernels have no second derivative.
         chunk_bytes: How many bytes of scores the tiled form holds at a time; see :mod:`mmdat.ops.budget`.
 
     Returns:
@@ -104,6 +106,7 @@ def window_attention(
 
     Raises:
         ValueError: If ``impl`` is unknown, ``chunk_bytes`` is not positive, or shapes do not go together.
+        RuntimeError: If the kernels are asked for where they cannot run.
     """
     choice = choose_window_attention(query, key, value, bias_table, num_heads, window_size, shift, dropout, impl)
     log_choice('window_attention', query.device, choice)
@@ -129,11 +132,11 @@ def choose_window_attention(
         check_maps(query, key, value, num_heads, dropout)
         check_same_map(query, key)
         check_windows(query, bias_table, num_heads, window_size, shift)
-    return _choose(query, dropout, impl) or Choice('tiled', 'it holds a part of the windows at a time')
+    return _choose(query, num_heads, dropout, impl) or Choice('tiled', 'it holds a part of the windows at a time')
 
 
-def _choose(query: Tensor, dropout: float, impl: str) -> Optional[Choice]:
-    """The plain form where there is no choice."""
+def _choose(query: Tensor, num_heads: int, dropout: float, impl: str) -> Optional[Choice]:
+    """The plain form where there is no choice, or the kernels."""
     if impl == 'naive':
         return Choice('naive', 'it was asked for')
     if torch.jit.is_tracing():
@@ -142,6 +145,11 @@ def _choose(query: Tensor, dropout: float, impl: str) -> Optional[Choice]:
         return Choice('naive', 'only this form has dropout')
     if sizes_are_numbers() and not query.numel():
         return Choice('naive', 'there are no pixels')
+    if impl == 'triton' and query.is_meta:
+        return Choice('tiled', 'tensors without values run no kernel')
+    if impl == 'triton':
+        check_available(query, num_heads)
+        return Choice('triton', 'it was asked for')
     return None
 
 
@@ -197,10 +205,49 @@ def _tiled_windows(
     dropout: float,
     max_scores: int,
 ) -> Tensor:
-    side = 2 * window_size - 1
-    table = bias_table.t().unflatten(1, (side, side)).flip(1, 2)  # by key minus query
+    table = _by_key_minus_query(bias_table, window_size)
     attend = local_attention_operator if is_compiling() else tiled_window_attention
     return attend(query, key, value, table, num_heads, 'window', window_size, shift, max_scores)
+
+
+def _by_key_minus_query(bias_table: Tensor, window_size: int) -> Tensor:
+    side = 2 * window_size - 1
+    return bias_table.t().unflatten(1, (side, side)).flip(1, 2)
+
+
+def _triton_neighborhood(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    kernel_size: int,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    return _triton(query, key, value, bias_table, num_heads, 'neighborhood', kernel_size, 0)
+
+
+def _triton_windows(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias_table: Tensor,
+    num_heads: int,
+    window_size: int,
+    shift: int,
+    dropout: float,
+    max_scores: int,
+) -> Tensor:
+    table = _by_key_minus_query(bias_table, window_size)
+    return _triton(query, key, value, table, num_heads, 'window', window_size, shift)
+
+
+def _triton(*args: Any) -> Tensor:
+    # Imported here, for it needs Triton.
+    from ..triton.operators import local_attention, local_attention_operator
+
+    return (local_attention_operator if is_compiling() else local_attention)(*args)
 
 
 #: The implementations, by name; all take ``(query, key, value, bias_table, num_heads, kernel_size, dropout,
@@ -208,6 +255,11 @@ def _tiled_windows(
 NEIGHBORHOOD_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
     'naive': _naive_neighborhood,
     'tiled': _tiled_neighborhood,
+    'triton': _triton_neighborhood,
 }
 #: The same for windows, which have a ``shift`` after the ``window_size``.
-WINDOW_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {'naive': _naive_windows, 'tiled': _tiled_windows}
+WINDOW_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
+    'naive': _naive_windows,
+    'tiled': _tiled_windows,
+    'triton': _triton_windows,
+}

@@ -1,0 +1,203 @@
+"""What the Triton kernels need of a GPU, from the compiler alone: no GPU is needed.
+
+    python benchmarks/kernel_resources.py [--arch 80 90 ...] [--dtype float16 ...] [--channels 32 ...] [--out FILE]
+
+compiles every kernel for generations of processors and reads registers, spills, shared memory and instructions from the
+machine code. The table is docs/gpu.md's.
+"""
+
+import argparse
+import json
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+#: Shared memory of a block and of a multiprocessor in bytes, warps and blocks of a multiprocessor
+#: (CUDA C++ programming guide, table of technical specifications per compute capability).
+LIMITS = {
+    80: (163 * 1024, 164 * 1024, 64, 32),
+    86: (99 * 1024, 100 * 1024, 48, 16),
+    89: (99 * 1024, 100 * 1024, 48, 24),
+    90: (227 * 1024, 228 * 1024, 64, 32),
+    100: (227 * 1024, 228 * 1024, 64, 32),
+    120: (99 * 1024, 100 * 1024, 48, 24),
+}
+REGISTERS = 65536  # of a multiprocessor
+RESERVED_SHARED = 1024  # of a block
+
+DTYPES = ('float16', 'bfloat16', 'float32')
+CHANNELS = (16, 32, 64)
+#: By name: module and kernel.
+KERNELS = {
+    'deformable forward': ('deformable_kernels', 'forward_kernel'),
+    'deformable query gradient': ('deformable_kernels', 'query_gradient_kernel'),
+    'deformable key, value, position and table gradients': ('deformable_kernels', 'key_gradients_kernel'),
+    'neighbourhood forward': ('local_kernels', 'forward_kernel'),
+    'neighbourhood query gradient': ('local_kernels', 'query_gradient_kernel'),
+    'neighbourhood key and value gradients': ('local_kernels', 'key_gradients_kernel'),
+    'neighbourhood table gradient': ('local_kernels', 'bias_gradient_kernel'),
+    'window forward': ('local_kernels', 'forward_kernel'),
+    'window query gradient': ('local_kernels', 'query_gradient_kernel'),
+    'window key and value gradients': ('local_kernels', 'key_gradients_kernel'),
+    'window table gradient': ('local_kernels', 'bias_gradient_kernel'),
+}
+MAPS = ('query', 'key', 'value', 'out', 'grad', 'grad_query')
+
+
+def compile_kernel(name: str, dtype: str, channels: int, arch: int) -> dict[str, Any]:
+    """Compile a kernel of :data:`KERNELS` as it would be launched, and read its resources.
+
+    Returns:
+        ``registers`` of a thread, bytes of ``stack`` and ``spills`` (instructions that move registers to memory and
+        back), bytes of ``shared`` memory, ``tensor_core`` instructions, ``blocks`` and ``occupancy`` of a
+        multiprocessor, ``per_score`` instructions per score in the longest loop.
+    """
+    from importlib import import_module
+
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    module = import_module(f'mmdat.ops.triton.{KERNELS[name][0]}')
+    kernel = getattr(module, KERNELS[name][1])
+    constants, chosen = launch_options(name, kernel.arg_names, dtype, channels)
+    signature = {arg: argument_type(arg, module, constants, dtype, name) for arg in kernel.arg_names}
+    aligned = [['tt.divisibility', 16]]
+    attributes = {(i,): aligned for i, arg in enumerate(kernel.arg_names) if signature[arg].startswith('*')}
+    source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
+    options = dict(num_warps=chosen.num_warps, num_stages=chosen.num_stages)
+    compiled = triton.compile(source, target=GPUTarget('cuda', arch, 32), options=options)
+    usage, assembly = disassemble(compiled.asm['cubin'])
+    instructions = re.findall(r'^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+ )?([A-Z]\w*)([^;]*);', assembly, re.MULTILINE)
+    counts = Counter(opcode for _, opcode, _ in instructions)
+    registers = int(re.search(r'REG:(\d+)', usage)[1])
+    result = dict(
+        kernel=name,
+        dtype=dtype,
+        channels=channels,
+        arch=arch,
+        tile=[chosen.queries, chosen.keys],
+        warps=chosen.num_warps,
+        registers=registers,
+        stack=int(re.search(r'STACK:(\d+)', usage)[1]),
+        spills=counts['LDL'] + counts['STL'],
+        shared=compiled.metadata.shared,
+        tensor_core=sum(count for opcode, count in counts.items() if 'MMA' in opcode),
+        per_score=longest_loop(instructions) * 32 * chosen.num_warps / (chosen.queries * chosen.keys),
+    )
+    return {**result, **occupancy(arch, registers, result['shared'], chosen.num_warps)}
+
+
+def launch_options(name: str, arguments: list[str], dtype: str, channels: int) -> tuple[dict[str, Any], Any]:
+    """The constants and the settings that a kernel is launched with."""
+    from mmdat.ops.triton.settings import SIDE, key_settings, local_settings, query_settings
+
+    torch_dtype = getattr(torch, dtype)
+    if not name.startswith('deformable'):
+        window = name.startswith('window')
+        chosen = local_settings(torch_dtype, channels)
+        # Windows and neighbourhoods of 7, those of all published models.
+        options = dict(
+            SIZE=7, WINDOW=window, SIDE=SIDE, PARTS=1, MARGIN=0 if window else 3, KEY_TILES=1 if window else 2
+        )
+    else:
+        chosen = (key_settings if 'key' in name else query_settings)(torch_dtype, channels)
+        options = dict(QUERIES=chosen.queries, KEYS=chosen.keys, HALF=dtype != 'float32', SIDE=int(chosen.queries**0.5))
+    options.update(D=channels, PRECISION='tf32x3', UPCAST=False)
+    return {key: value for key, value in options.items() if key in arguments}, chosen
+
+
+def argument_type(arg: str, module: Any, constants: dict[str, Any], dtype: str, name: str) -> str:
+    if arg in constants:
+        return 'constexpr'
+    if arg in ('scale', 'grad_scale'):
+        return 'fp32'
+    if arg in module.SIZES:
+        return 'i32'
+    if arg == 'cells':
+        return '*i64'
+    half = arg in MAPS or (arg in ('grad_key', 'grad_value') and not name.startswith('deformable'))
+    return '*' + dict(float16='fp16', bfloat16='bf16', float32='fp32')[dtype if half else 'float32']
+
+
+def disassemble(binary: bytes) -> tuple[str, str]:
+    """The resources of a binary and its machine code, as text; by the program that comes with Triton."""
+    import triton
+
+    program = Path(triton.__file__).parent / 'backends/nvidia/bin/cuobjdump'
+    with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
+        file.write(binary)
+        file.flush()
+        return tuple(
+            subprocess.run([program, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ('-res-usage', '-sass')
+        )
+
+
+def longest_loop(instructions: list[tuple[str, str, str]]) -> int:
+    """Instructions of the longest loop: from where a branch goes back to, to the branch."""
+    places = {int(address, 16): i for i, (address, _, _) in enumerate(instructions)}
+    longest = 0
+    for i, (address, opcode, rest) in enumerate(instructions):
+        target = re.search(r'0x([0-9a-f]+)', rest)
+        if opcode == 'BRA' and target and int(target[1], 16) <= int(address, 16):
+            longest = max(longest, i + 1 - places.get(int(target[1], 16), i + 1))
+    # Without a loop (windows of one tile), all of it.
+    return longest if longest > 20 else len(instructions)
+
+
+def occupancy(arch: int, registers: int, shared: int, warps: int) -> dict[str, Any]:
+    """Blocks that a multiprocessor holds at a time, and the part of its warps that these are."""
+    _, all_shared, all_warps, most = LIMITS[arch]
+    of_warp = -(-registers * 32 // 256) * 256
+    blocks = min(REGISTERS // (of_warp * warps), all_shared // (shared + RESERVED_SHARED), all_warps // warps, most)
+    return dict(blocks=blocks, occupancy=blocks * warps / all_warps)
+
+
+def all_resources(archs: list[int], dtypes: list[str], channels: list[int]) -> Iterator[dict[str, Any]]:
+    for name in KERNELS:
+        for dtype in dtypes:
+            for count in channels:
+                for arch in archs:
+                    yield compile_kernel(name, dtype, count, arch)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table."""
+    lines = [
+        '| kernel | dtype | channels | sm | tile, warps | registers | spills | shared KB | blocks, occupancy '
+        '| instructions per score |',
+        '|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    for r in results:
+        tile = f'{r["tile"][0]}x{r["tile"][1]}, {r["warps"]}'
+        lines.append(
+            f'| {r["kernel"]} | {r["dtype"]} | {r["channels"]} | {r["arch"]} | {tile} | {r["registers"]} '
+            f'| {r["spills"]} | {r["shared"] / 1024:.0f} | {r["blocks"]}, {r["occupancy"]:.0%} | {r["per_score"]:.0f} |'
+        )
+    return '\n'.join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--arch', type=int, nargs='+', choices=LIMITS, default=[80, 90])
+    parser.add_argument('--dtype', nargs='+', choices=DTYPES, default=['float16'])
+    parser.add_argument('--channels', type=int, nargs='+', choices=CHANNELS, default=[32])
+    parser.add_argument('--out', type=Path, help='JSON file for the numbers')
+    args = parser.parse_args()
+    results = []
+    for result in all_resources(args.arch, args.dtype, args.channels):
+        print(table([result]).splitlines()[-1], flush=True)
+        results.append(result)
+    if args.out:
+        args.out.write_text(json.dumps(results, indent=1))
+    print(table(results))
+
+
+if __name__ == '__main__':
+    main()

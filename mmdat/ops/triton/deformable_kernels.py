@@ -1,0 +1,315 @@
+"""Kernels of deformable attention with a bias table.
+
+Scores are products of queries and keys plus a bilinear read of the table. The table comes as *cells*: the four
+coefficients of the bilinear polynomial between four entries, around the middle of the cell, side by side. So a score
+takes one read. Zeros lie around the table as far as any query and key can reach, so no read needs a check (keys
+further away are moved to the border of these zeros, where nothing changes).
+
+Coordinates are in cells, separately of queries and keys: query minus key is 0 in the middle of the cell that the
+pointer to the cells points to.
+
+Letters: BH images times heads, D channels of a head (padded to a power of two).
+"""
+
+import triton
+import triton.language as tl
+
+from .common import dot, finite_maximum, load_rows, store_rows
+
+# Adding this to a small float32 rounds it to a whole number, which stands in the lowest bits. The instructions that
+# convert between numbers are four times slower.
+ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23
+ROUND_BITS = tl.constexpr(0x4B400000)
+
+#: Arguments that follow the size of maps, which changes from image to image: no kernel of its own for any.
+SIZES = [
+    *('heads', 'heads_of_group', 'num_queries', 'height', 'width', 'num_keys', 'cells_of_head', 'cells_in_row'),
+    *('table_height', 'table_width', 'table_row', 'table_col', 'taps_y', 'taps_x', 'copies'),
+]
+
+
+@triton.jit
+def nearest(coordinate):
+    """The nearest whole number, and how far the coordinate is beyond it."""
+    rounded = coordinate + ROUND
+    return rounded.to(tl.int32, bitcast=True) - ROUND_BITS, coordinate - (rounded - ROUND)
+
+
+@triton.jit
+def nearest_half_up(coordinate):
+    """As :func:`nearest`, halves upwards: at the border of two cells, ``grid_sample`` takes the slope of the next."""
+    rounded = coordinate + ROUND
+    beyond = coordinate - (rounded - ROUND)
+    up = beyond == 0.5
+    return rounded.to(tl.int32, bitcast=True) - ROUND_BITS + up.to(tl.int32), tl.where(up, -0.5, beyond)
+
+
+@triton.jit
+def as_float(bits, HALF: tl.constexpr):
+    """The lowest bits of a word as a number."""
+    if HALF:
+        return bits.to(tl.int16).to(tl.float16, bitcast=True).to(tl.float32)
+    else:
+        return bits.to(tl.int32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def read_cells(cells, index, HALF: tl.constexpr):
+    """Coefficients of 1, x, y, x * y; four float16 in a word of 8 bytes, or four float32 in two."""
+    if HALF:
+        word = tl.load(cells + index)
+        return as_float(word, HALF), as_float(word >> 16, HALF), as_float(word >> 32, HALF), as_float(word >> 48, HALF)
+    else:
+        low, high = tl.load(cells + 2 * index), tl.load(cells + 2 * index + 1)
+        return as_float(low, HALF), as_float(low >> 32, HALF), as_float(high, HALF), as_float(high >> 32, HALF)
+
+
+@triton.jit
+def cells_of(cells, head, cells_of_head, HALF: tl.constexpr):
+    """Pointer to the cells of a head."""
+    return cells + head * cells_of_head * (1 if HALF else 2)
+
+
+@triton.jit
+def biased(products, scale, cells, query_y, query_x, key_y, key_x, cells_in_row, HALF: tl.constexpr):
+    """Scores of queries (along axis 0) and keys (along axis 1)."""
+    row, y = nearest(query_y[:, None] - key_y[None, :])
+    col, x = nearest(query_x[:, None] - key_x[None, :])
+    one, by_x, by_y, by_xy = read_cells(cells, row * cells_in_row + col, HALF)
+    return products * scale + (one + x * by_x + y * (by_y + x * by_xy))
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
+def forward_kernel(
+    query,
+    key,
+    value,
+    cells,
+    query_y,
+    query_x,
+    key_y,
+    key_x,
+    out,
+    lse,
+    heads,
+    heads_of_group,
+    num_queries,
+    width,
+    num_keys,
+    cells_of_head,
+    cells_in_row,
+    scale,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Output ``(BH, num_queries, D)`` and log-sum-exp in units of log 2 ``(BH, num_queries)``.
+
+    A program takes QUERIES queries of a head, one after another in the flattened map, to KEYS keys at a time.
+    """
+    head = tl.program_id(1).to(tl.int64)
+    lane = head // heads_of_group
+    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    inside = tl.minimum(queries, num_queries - 1)
+    y, x = tl.load(query_y + inside // width), tl.load(query_x + inside % width)
+    q = load_rows(query + head * num_queries * D, queries, num_queries, D)
+    cells = cells_of(cells, head % heads, cells_of_head, HALF)
+    top = tl.full([QUERIES], float('-inf'), tl.float32)
+    total = tl.zeros([QUERIES], tl.float32)
+    sums = tl.zeros([QUERIES, D], tl.float32)
+    for start in range(0, num_keys, KEYS):
+        keys = start + tl.arange(0, KEYS)
+        there = keys < num_keys
+        k = load_rows(key + head * num_keys * D, keys, num_keys, D)
+        ky = tl.load(key_y + lane * num_keys + keys, mask=there, other=0.0)
+        kx = tl.load(key_x + lane * num_keys + keys, mask=there, other=0.0)
+        scores = biased(dot(q, k.T, PRECISION, UPCAST), scale, cells, y, x, ky, kx, cells_in_row, HALF)
+        scores = tl.where(there[None, :], scores, float('-inf'))
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        shift = finite_maximum(new_top)
+        p = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2(top - shift)
+        total = total * shrink + tl.sum(p, 1)
+        v = load_rows(value + head * num_keys * D, keys, num_keys, D)
+        sums = sums * shrink[:, None] + dot(p.to(v.dtype), v, PRECISION, UPCAST)
+        top = new_top
+    store_rows(out + head * num_queries * D, queries, num_queries, sums / total[:, None], D)
+    tl.store(lse + head * num_queries + queries, top + tl.log2(total), mask=queries < num_queries)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
+def query_gradient_kernel(
+    query,
+    key,
+    value,
+    cells,
+    query_y,
+    query_x,
+    key_y,
+    key_x,
+    out,
+    lse,
+    grad,
+    delta,
+    grad_query,
+    heads,
+    heads_of_group,
+    num_queries,
+    width,
+    num_keys,
+    cells_of_head,
+    cells_in_row,
+    scale,
+    grad_scale,
+    D: tl.constexpr,
+    QUERIES: tl.constexpr,
+    KEYS: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Gradient of the query, and delta ``(BH, num_queries)``: the product of each output with its gradient."""
+    head = tl.program_id(1).to(tl.int64)
+    lane = head // heads_of_group
+    queries = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    inside = tl.minimum(queries, num_queries - 1)
+    y, x = tl.load(query_y + inside // width), tl.load(query_x + inside % width)
+    q = load_rows(query + head * num_queries * D, queries, num_queries, D)
+    g = load_rows(grad + head * num_queries * D, queries, num_queries, D)
+    o = load_rows(out + head * num_queries * D, queries, num_queries, D)
+    d = tl.sum(g.to(tl.float32) * o.to(tl.float32), 1)
+    tl.store(delta + head * num_queries + queries, d, mask=queries < num_queries)
+    log = tl.load(lse + head * num_queries + inside)
+    cells = cells_of(cells, head % heads, cells_of_head, HALF)
+    sums = tl.zeros([QUERIES, D], tl.float32)
+    for start in range(0, num_keys, KEYS):
+        keys = start + tl.arange(0, KEYS)
+        there = keys < num_keys
+        k = load_rows(key + head * num_keys * D, keys, num_keys, D)
+        ky = tl.load(key_y + lane * num_keys + keys, mask=there, other=0.0)
+        kx = tl.load(key_x + lane * num_keys + keys, mask=there, other=0.0)
+        scores = biased(dot(q, k.T, PRECISION, UPCAST), scale, cells, y, x, ky, kx, cells_in_row, HALF)
+        p = tl.exp2(tl.where(there[None, :], scores, float('-inf')) - log[:, None])
+        v = load_rows(value + head * num_keys * D, keys, num_keys, D)
+        grad_scores = p * (dot(g, v.T, PRECISION, UPCAST) - d[:, None])
+        sums += dot(grad_scores.to(k.dtype), k, PRECISION, UPCAST)
+    store_rows(grad_query + head * num_queries * D, queries, num_queries, sums * grad_scale, D)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
+def key_gradients_kernel(
+    query,
+    key,
+    value,
+    cells,
+    query_y,
+    query_x,
+    key_y,
+    key_x,
+    lse,
+    grad,
+    delta,
+    grad_key,
+    grad_value,
+    grad_key_y,
+    grad_key_x,
+    grad_table,
+    heads,
+    heads_of_group,
+    height,
+    width,
+    num_keys,
+    cells_of_head,
+    cells_in_row,
+    table_height,
+    table_width,
+    table_row,
+    table_col,
+    taps_y,
+    taps_x,
+    copies,
+    scale,
+    grad_scale,
+    D: tl.constexpr,
+    SIDE: tl.constexpr,
+    KEYS: tl.constexpr,
+    HALF: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Gradients of keys, values, the keys' coordinates and the table.
+
+    A program takes KEYS keys of a head and every so many tile of SIDE x SIDE queries; the sums of all that share keys
+    (along axis 2 of the grid) are stored one after another, ``(parts, BH, num_keys[, D])``.
+
+    Within a tile, a row of scores has one row coordinate to each key, and a column one column coordinate. So the
+    gradients of the table's entries are sums over rows, then columns, with the weights of linear interpolation (hats);
+    they go to ``copies`` copies of the table, ``(copies, heads, table_height, table_width)``.
+    """
+    head = tl.program_id(1).to(tl.int64)
+    part = tl.program_id(2)
+    lane = head // heads_of_group
+    num_queries = height * width
+    tiles_in_row = tl.cdiv(width, SIDE)
+    tiles = tl.cdiv(height, SIDE) * tiles_in_row
+    keys = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
+    there = keys < num_keys
+    k = load_rows(key + head * num_keys * D, keys, num_keys, D)
+    v = load_rows(value + head * num_keys * D, keys, num_keys, D)
+    ky = tl.load(key_y + lane * num_keys + keys, mask=there, other=0.0)
+    kx = tl.load(key_x + lane * num_keys + keys, mask=there, other=0.0)
+    cells = cells_of(cells, head % heads, cells_of_head, HALF)
+    copy = (tl.program_id(0) + part + head // heads) % copies
+    table = grad_table + (copy * heads + head % heads) * table_height * table_width
+    k_sums = tl.zeros([KEYS, D], tl.float32)
+    v_sums = tl.zeros([KEYS, D], tl.float32)
+    y_sums = tl.zeros([KEYS], tl.float32)
+    x_sums = tl.zeros([KEYS], tl.float32)
+    for tile in range(part, tiles, tl.num_programs(2)):
+        top, left = tile // tiles_in_row * SIDE, tile % tiles_in_row * SIDE
+        numbers = tl.arange(0, SIDE * SIDE)
+        rows, cols = top + numbers // SIDE, left + numbers % SIDE
+        queries = tl.where((rows < height) & (cols < width), rows * width + cols, num_queries)
+        q = load_rows(query + head * num_queries * D, queries, num_queries, D)
+        g = load_rows(grad + head * num_queries * D, queries, num_queries, D)
+        # Beyond the map, infinite: such scores weigh nothing.
+        log = tl.load(lse + head * num_queries + queries, mask=queries < num_queries, other=float('inf'))
+        d = tl.load(delta + head * num_queries + queries, mask=queries < num_queries, other=0.0)
+        qy = tl.load(query_y + tl.minimum(top + tl.arange(0, SIDE), height - 1))
+        qx = tl.load(query_x + tl.minimum(left + tl.arange(0, SIDE), width - 1))
+        # Keys along axis 0; queries by row and column along axes 1 and 2, or flattened along axis 1.
+        at_y, at_x = qy[None, :] - ky[:, None], qx[None, :] - kx[:, None]
+        row, y = nearest_half_up(at_y)
+        col, x = nearest_half_up(at_x)
+        index = (row * cells_in_row)[:, :, None] + col[:, None, :]
+        one, by_x, by_y, by_xy = read_cells(cells, index, HALF)
+        bias = one + x[:, None, :] * by_x + y[:, :, None] * (by_y + x[:, None, :] * by_xy)
+        scores = dot(k, q.T, PRECISION, UPCAST) * scale + tl.reshape(bias, [KEYS, SIDE * SIDE])
+        p = tl.exp2(scores - log[None, :])
+        v_sums += dot(p.to(g.dtype), g, PRECISION, UPCAST)
+        grad_scores = p * (dot(v, g.T, PRECISION, UPCAST) - d[None, :])
+        k_sums += dot(grad_scores.to(q.dtype), q, PRECISION, UPCAST)
+        grad_bias = tl.reshape(grad_scores, [KEYS, SIDE, SIDE])
+        y_sums += tl.sum(tl.sum(grad_bias * (by_y + x[:, None, :] * by_xy), 1), 1)
+        x_sums += tl.sum(tl.sum(grad_bias * (by_x + y[:, :, None] * by_xy), 1), 1)
+        # Coordinates are those of cells' middles: entry 0 of a cell is half a cell before.
+        first_y, first_x = tl.min(row, 1), tl.min(col, 1)
+        for s in range(taps_y):
+            hat = tl.maximum(1 - tl.abs(at_y - (first_y + s).to(tl.float32)[:, None] + 0.5), 0.0)
+            by_col = tl.sum(grad_bias * hat[:, :, None], 1)
+            to_row = first_y + s + table_row
+            in_table = there & (to_row >= 0) & (to_row < table_height)
+            for t in range(taps_x):
+                hat_x = tl.maximum(1 - tl.abs(at_x - (first_x + t).to(tl.float32)[:, None] + 0.5), 0.0)
+                to_col = first_x + t + table_col
+                entry = table + to_row * table_width + to_col
+                here = in_table & (to_col >= 0) & (to_col < table_width)
+                tl.atomic_add(entry, tl.sum(by_col * hat_x, 1), mask=here, sem='relaxed')
+    place = part * tl.num_programs(1) + head
+    store_rows(grad_key + place * num_keys * D, keys, num_keys, k_sums * grad_scale, D)
+    store_rows(grad_value + place * num_keys * D, keys, num_keys, v_sums, D)
+    tl.store(grad_key_y + place * num_keys + keys, y_sums, mask=there)
+    tl.store(grad_key_x + place * num_keys + keys, x_sums, mask=there)

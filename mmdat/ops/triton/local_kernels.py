@@ -1,0 +1,395 @@
+"""Kernels of attention to pixels nearby: neighbourhoods and windows, with a relative position bias.
+
+A program takes a tile of SIDE x SIDE queries and, one after another, the squares of SIDE x SIDE keys that hold all that
+these see. A read of the bias table serves as the mask as well: -inf where a query does not see a key.
+
+A tile of a map cut into windows lies within one window; windows larger than a tile are cut into PARTS along each axis.
+Tiles of other maps begin ``before`` pixels before the map, see :mod:`mmdat.ops.local_attention.tiles`, which says why
+keys up to MARGIN pixels around a tile suffice. (With windows, ``before`` is that of the first window.)
+
+Letters: BH images times heads, D channels of a head (padded to a power of two), SIZE the side of windows or
+neighbourhoods.
+"""
+
+import triton
+import triton.language as tl
+
+from .common import dot, finite_maximum, load_rows, store_rows
+
+#: Arguments that follow the size of maps, which changes from image to image: no kernel of its own for any.
+SIZES = ['heads', 'height', 'width', 'before_y', 'before_x', 'tiles_y', 'tiles_x', 'batch']
+
+
+@triton.jit
+def tile_start(tile, before, SIZE: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.constexpr, PARTS: tl.constexpr):
+    """First pixel of a tile along an axis, maybe before the map."""
+    if WINDOW:
+        return tile // PARTS * SIZE + tile % PARTS * SIDE - before
+    else:
+        return tile * SIDE - before
+
+
+@triton.jit
+def keys_start(
+    tile,
+    before,
+    SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+    MARGIN: tl.constexpr,
+):
+    """First pixel along an axis of the keys that a tile sees."""
+    if WINDOW:
+        return tile // PARTS * SIZE - before
+    else:
+        return tile * SIDE - before - MARGIN
+
+
+@triton.jit
+def seen(pixels, length, before, SIZE: tl.constexpr, WINDOW: tl.constexpr):
+    """First and last key along an axis that queries see."""
+    if WINDOW:
+        first = (pixels + before) // SIZE * SIZE - before
+        return tl.maximum(first, 0), tl.minimum(first + SIZE, length) - 1
+    else:
+        first = tl.minimum(tl.maximum(pixels - SIZE // 2, 0), length - SIZE)
+        return first, first + SIZE - 1
+
+
+@triton.jit
+def bias_and_mask(
+    table, query_y, query_x, key_y, key_x, height, width, before_y, before_x, SIZE: tl.constexpr, WINDOW: tl.constexpr
+):
+    """The table's entry for queries and keys (shapes that broadcast), -inf where a query does not see a key."""
+    first_y, last_y = seen(query_y, height, before_y, SIZE, WINDOW)
+    first_x, last_x = seen(query_x, width, before_x, SIZE, WINDOW)
+    visible = (key_y >= first_y) & (key_y <= last_y) & (key_x >= first_x) & (key_x <= last_x)
+    entry = (key_y - query_y + SIZE - 1) * (2 * SIZE - 1) + key_x - query_x + SIZE - 1
+    return tl.load(table + entry, mask=visible, other=float('-inf'))
+
+
+@triton.jit
+def square(top, left, height, width, SIDE: tl.constexpr):
+    """Rows and columns of the pixels of a square, and their places in the map (its end for those beyond)."""
+    numbers = tl.arange(0, SIDE * SIDE)
+    y, x = top + numbers // SIDE, left + numbers % SIDE
+    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
+    return y, x, tl.where(inside, y * width + x, height * width)
+
+
+@triton.jit
+def tile_of_queries(
+    tile_y,
+    tile_x,
+    height,
+    width,
+    before_y,
+    before_x,
+    SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+):
+    """As :func:`square`; pixels of a window's last tile that the next window holds are beyond, too."""
+    top = tile_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS)
+    left = tile_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS)
+    y, x, places = square(top, left, height, width, SIDE)
+    if WINDOW:
+        inside = (y - top < SIZE - tile_y % PARTS * SIDE) & (x - left < SIZE - tile_x % PARTS * SIDE)
+        places = tl.where(inside, places, height * width)
+    return y, x, places
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
+def forward_kernel(
+    query,
+    key,
+    value,
+    table,
+    out,
+    lse,
+    heads,
+    height,
+    width,
+    before_y,
+    before_x,
+    tiles_x,
+    scale,
+    D: tl.constexpr,
+    SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    KEY_TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Output ``(BH, H * W, D)`` and log-sum-exp in units of log 2 ``(BH, H * W)``."""
+    head = tl.program_id(1).to(tl.int64)
+    tile_y, tile_x = tl.program_id(0) // tiles_x, tl.program_id(0) % tiles_x
+    pixels = height * width
+    y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
+    q = load_rows(query + head * pixels * D, places, pixels, D)
+    table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
+    first_y = keys_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS, MARGIN)
+    first_x = keys_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS, MARGIN)
+    top = tl.full([SIDE * SIDE], float('-inf'), tl.float32)
+    total = tl.zeros([SIDE * SIDE], tl.float32)
+    sums = tl.zeros([SIDE * SIDE, D], tl.float32)
+    for number in range(KEY_TILES * KEY_TILES):
+        key_top, key_left = first_y + number // KEY_TILES * SIDE, first_x + number % KEY_TILES * SIDE
+        key_y, key_x, keys = square(key_top, key_left, height, width, SIDE)
+        bias = bias_and_mask(
+            table,
+            y[:, None],
+            x[:, None],
+            key_y[None, :],
+            key_x[None, :],
+            height,
+            width,
+            before_y,
+            before_x,
+            SIZE,
+            WINDOW,
+        )
+        k = load_rows(key + head * pixels * D, keys, pixels, D)
+        scores = dot(q, k.T, PRECISION, UPCAST) * scale + bias
+        new_top = tl.maximum(top, tl.max(scores, 1))
+        shift = finite_maximum(new_top)
+        p = tl.exp2(scores - shift[:, None])
+        shrink = tl.exp2(top - shift)
+        total = total * shrink + tl.sum(p, 1)
+        v = load_rows(value + head * pixels * D, keys, pixels, D)
+        sums = sums * shrink[:, None] + dot(p.to(v.dtype), v, PRECISION, UPCAST)
+        top = new_top
+    store_rows(out + head * pixels * D, places, pixels, sums / total[:, None], D)
+    tl.store(lse + head * pixels + places, top + tl.log2(total), mask=places < pixels)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
+def query_gradient_kernel(
+    query,
+    key,
+    value,
+    table,
+    out,
+    lse,
+    grad,
+    delta,
+    grad_query,
+    heads,
+    height,
+    width,
+    before_y,
+    before_x,
+    tiles_x,
+    scale,
+    grad_scale,
+    D: tl.constexpr,
+    SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    KEY_TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Gradient of the query, and delta ``(BH, H * W)``: the product of each output with its gradient."""
+    head = tl.program_id(1).to(tl.int64)
+    tile_y, tile_x = tl.program_id(0) // tiles_x, tl.program_id(0) % tiles_x
+    pixels = height * width
+    y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
+    q = load_rows(query + head * pixels * D, places, pixels, D)
+    g = load_rows(grad + head * pixels * D, places, pixels, D)
+    o = load_rows(out + head * pixels * D, places, pixels, D)
+    d = tl.sum(g.to(tl.float32) * o.to(tl.float32), 1)
+    tl.store(delta + head * pixels + places, d, mask=places < pixels)
+    log = tl.load(lse + head * pixels + places, mask=places < pixels, other=float('inf'))
+    table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
+    first_y = keys_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS, MARGIN)
+    first_x = keys_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS, MARGIN)
+    sums = tl.zeros([SIDE * SIDE, D], tl.float32)
+    for number in range(KEY_TILES * KEY_TILES):
+        key_top, key_left = first_y + number // KEY_TILES * SIDE, first_x + number % KEY_TILES * SIDE
+        key_y, key_x, keys = square(key_top, key_left, height, width, SIDE)
+        bias = bias_and_mask(
+            table,
+            y[:, None],
+            x[:, None],
+            key_y[None, :],
+            key_x[None, :],
+            height,
+            width,
+            before_y,
+            before_x,
+            SIZE,
+            WINDOW,
+        )
+        k = load_rows(key + head * pixels * D, keys, pixels, D)
+        p = tl.exp2(dot(q, k.T, PRECISION, UPCAST) * scale + bias - log[:, None])
+        v = load_rows(value + head * pixels * D, keys, pixels, D)
+        grad_scores = p * (dot(g, v.T, PRECISION, UPCAST) - d[:, None])
+        sums += dot(grad_scores.to(k.dtype), k, PRECISION, UPCAST)
+    store_rows(grad_query + head * pixels * D, places, pixels, sums * grad_scale, D)
+
+
+@triton.jit
+def queries_that_see(start, length, SIZE: tl.constexpr, SIDE: tl.constexpr):
+    """First query along an axis that sees a key of SIDE that begin at ``start``, and the tiles up to the last one.
+
+    The first and the last SIZE keys are seen by all queries up to the border.
+    """
+    first = tl.where(start < SIZE, 0, start - SIZE // 2)
+    end = start + SIDE
+    end = tl.where(end > length - SIZE, length, tl.minimum(end + SIZE // 2, length))
+    return first, tl.cdiv(end - first, SIDE)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
+def key_gradients_kernel(
+    query,
+    key,
+    value,
+    table,
+    lse,
+    grad,
+    delta,
+    grad_key,
+    grad_value,
+    heads,
+    height,
+    width,
+    before_y,
+    before_x,
+    tiles_x,
+    scale,
+    grad_scale,
+    D: tl.constexpr,
+    SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Gradients of keys and values; a program takes a tile of keys."""
+    head = tl.program_id(1).to(tl.int64)
+    tile_y, tile_x = tl.program_id(0) // tiles_x, tl.program_id(0) % tiles_x
+    pixels = height * width
+    key_y, key_x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
+    k = load_rows(key + head * pixels * D, places, pixels, D)
+    v = load_rows(value + head * pixels * D, places, pixels, D)
+    table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
+    if WINDOW:
+        first_y, rows = tile_y // PARTS * SIZE - before_y, PARTS
+        first_x, cols = tile_x // PARTS * SIZE - before_x, PARTS
+    else:
+        first_y, rows = queries_that_see(tile_y * SIDE - before_y, height, SIZE, SIDE)
+        first_x, cols = queries_that_see(tile_x * SIDE - before_x, width, SIZE, SIDE)
+    k_sums = tl.zeros([SIDE * SIDE, D], tl.float32)
+    v_sums = tl.zeros([SIDE * SIDE, D], tl.float32)
+    for number in range(rows * cols):
+        top, left = first_y + number // cols * SIDE, first_x + number % cols * SIDE
+        y, x, queries = square(top, left, height, width, SIDE)
+        q = load_rows(query + head * pixels * D, queries, pixels, D)
+        g = load_rows(grad + head * pixels * D, queries, pixels, D)
+        log = tl.load(lse + head * pixels + queries, mask=queries < pixels, other=float('inf'))
+        d = tl.load(delta + head * pixels + queries, mask=queries < pixels, other=0.0)
+        bias = bias_and_mask(
+            table,
+            y[None, :],
+            x[None, :],
+            key_y[:, None],
+            key_x[:, None],
+            height,
+            width,
+            before_y,
+            before_x,
+            SIZE,
+            WINDOW,
+        )
+        p = tl.exp2(dot(k, q.T, PRECISION, UPCAST) * scale + bias - log[None, :])
+        v_sums += dot(p.to(g.dtype), g, PRECISION, UPCAST)
+        grad_scores = p * (dot(v, g.T, PRECISION, UPCAST) - d[None, :])
+        k_sums += dot(grad_scores.to(q.dtype), q, PRECISION, UPCAST)
+    store_rows(grad_key + head * pixels * D, places, pixels, k_sums * grad_scale, D)
+    store_rows(grad_value + head * pixels * D, places, pixels, v_sums, D)
+
+
+@triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
+def bias_gradient_kernel(
+    query,
+    key,
+    value,
+    table,
+    lse,
+    grad,
+    delta,
+    grad_bias,
+    heads,
+    height,
+    width,
+    before_y,
+    before_x,
+    tiles_y,
+    tiles_x,
+    batch,
+    scale,
+    D: tl.constexpr,
+    SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    KEY_TILES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Sums of the scores' gradients over tiles whose queries and keys lie to each other in the same way.
+
+    A program (part, head, way) takes every so many tile of all images. A way is the part of a window that the queries
+    are and the square of keys that they meet. Output ``(parts, heads, ways, SIDE**2, SIDE**2)``; no atomics.
+    """
+    part, head, way = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    square_x, square_y = way % KEY_TILES, way // KEY_TILES % KEY_TILES
+    part_x, part_y = way // (KEY_TILES * KEY_TILES) % PARTS, way // (KEY_TILES * KEY_TILES * PARTS)
+    pixels = height * width
+    table += head * (2 * SIZE - 1) * (2 * SIZE - 1)
+    windows_y, windows_x = tiles_y // PARTS, tiles_x // PARTS
+    sums = tl.zeros([SIDE * SIDE, SIDE * SIDE], tl.float32)
+    for number in range(part, batch * windows_y * windows_x, tl.num_programs(0)):
+        tile_x = number % windows_x * PARTS + part_x
+        tile_y = number // windows_x % windows_y * PARTS + part_y
+        rows = (number // (windows_x * windows_y) * heads + head).to(tl.int64) * pixels
+        y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
+        key_top = keys_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS, MARGIN) + square_y * SIDE
+        key_left = keys_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS, MARGIN) + square_x * SIDE
+        key_y, key_x, keys = square(key_top, key_left, height, width, SIDE)
+        bias = bias_and_mask(
+            table,
+            y[:, None],
+            x[:, None],
+            key_y[None, :],
+            key_x[None, :],
+            height,
+            width,
+            before_y,
+            before_x,
+            SIZE,
+            WINDOW,
+        )
+        q = load_rows(query + rows * D, places, pixels, D)
+        g = load_rows(grad + rows * D, places, pixels, D)
+        k = load_rows(key + rows * D, keys, pixels, D)
+        v = load_rows(value + rows * D, keys, pixels, D)
+        log = tl.load(lse + rows + places, mask=places < pixels, other=float('inf'))
+        d = tl.load(delta + rows + places, mask=places < pixels, other=0.0)
+        p = tl.exp2(dot(q, k.T, PRECISION, UPCAST) * scale + bias - log[:, None])
+        sums += p * (dot(g, v.T, PRECISION, UPCAST) - d[:, None])
+    slots = tl.arange(0, SIDE * SIDE)
+    ways = PARTS * PARTS * KEY_TILES * KEY_TILES
+    base = grad_bias + ((part * heads + head) * ways + way).to(tl.int64) * SIDE * SIDE * SIDE * SIDE
+    tl.store(base + slots[:, None] * SIDE * SIDE + slots[None, :], sums)

@@ -1,0 +1,131 @@
+"""What can be proven of the Triton kernels without a GPU: their numbers, and what the compiler makes of them."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from test_ops import attention_inputs, local_attention, local_inputs, table_attention
+
+from mmdat.ops.triton import availability
+
+ROOT = Path(__file__).parents[1]
+HAS_TRITON = importlib.util.find_spec('triton') is not None
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason='Triton is not installed')
+
+
+@needs_triton
+@pytest.mark.parametrize('which', ['not slow', pytest.param('slow', marks=pytest.mark.slow)])
+def test_numbers(which):
+    """tests/triton_numbers.py in a process of its own, where the interpreter takes the place of a GPU."""
+    environment = dict(os.environ)
+    if os.environ.get('MMDAT_TEST_DEVICE', 'cpu') == 'cpu':
+        environment['TRITON_INTERPRET'] = '1'
+    command = [
+        sys.executable,
+        '-m',
+        'pytest',
+        '-x',
+        '-m',
+        which,
+        '-W',
+        'ignore::RuntimeWarning',
+        'tests/triton_numbers.py',
+    ]
+    result = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert ' passed' in result.stdout
+
+
+@pytest.fixture(scope='module')
+def resources():
+    spec = importlib.util.spec_from_file_location('kernel_resources', ROOT / 'benchmarks' / 'kernel_resources.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+DEFORMABLE = 'deformable forward', 'deformable query gradient', 'deformable key, value, position and table gradients'
+REPRESENTATIVE = [
+    (DEFORMABLE[0], 'float16', 32, 80),
+    (DEFORMABLE[1], 'float16', 32, 86),
+    (DEFORMABLE[2], 'float16', 32, 90),
+    ('neighbourhood forward', 'bfloat16', 32, 89),
+    ('window table gradient', 'float16', 32, 80),
+]
+#: Instructions that move registers to memory and back, of the kernel whose tiles are those of keys.
+MOST_SPILLS = {16: 250, 32: 400, 64: 450}
+
+
+def check_resources(resources, name, dtype, channels, arch):
+    found = resources.compile_kernel(name, dtype, channels, arch)
+    assert found['shared'] <= resources.LIMITS[arch][0]
+    assert found['blocks'] >= 1
+    if dtype != 'float32':
+        assert found['tensor_core'] > 0
+    assert found['spills'] <= (MOST_SPILLS[channels] if name == DEFORMABLE[2] else 0), found
+
+
+@needs_triton
+@pytest.mark.parametrize('name, dtype, channels, arch', REPRESENTATIVE)
+def test_kernels_fit_the_processors(resources, name, dtype, channels, arch):
+    """Within the limits of shared memory, on tensor cores in half precision, without spills or with few."""
+    check_resources(resources, name, dtype, channels, arch)
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize('arch', [80, 86, 89, 90, 100, 120])
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'float32'])
+@pytest.mark.parametrize('channels', [16, 32, 64])
+def test_all_kernels_fit_the_processors(resources, dtype, channels, arch):
+    for name in resources.KERNELS:
+        check_resources(resources, name, dtype, channels, arch)
+
+
+def call_deformable(impl='triton', **kwargs):
+    return table_attention(2, impl=impl)(*attention_inputs(1, 2, 1, (2, 3), (2, 2), (5, 5), **kwargs))
+
+
+def call_local(operator):
+    return local_attention(operator, 2, 3, impl='triton')(*local_inputs(operator, 1, 2, 3, 3, 3, torch.float32))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    'call',
+    [lambda: call_deformable(dtype=torch.float32), lambda: call_local('window'), lambda: call_local('neighborhood')],
+)
+def test_without_a_gpu_the_kernels_say_so(call, monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    with pytest.raises(
+        RuntimeError, match=r"impl='triton' needs a CUDA device, but the tensors are on cpu; impl='fast'"
+    ):
+        call()
+
+
+def test_without_triton_the_kernels_say_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'triton', None)
+    availability._what_is_missing.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match="impl='triton' needs Triton, which is not installed"):
+            call_deformable()
+    finally:
+        availability._what_is_missing.cache_clear()
+
+
+@needs_triton
+def test_dtypes_and_heads_without_a_kernel_are_named(monkeypatch):
+    monkeypatch.setenv('TRITON_INTERPRET', '1')
+    with pytest.raises(ValueError, match=r'float32, float16 and bfloat16, not torch\.float64'):
+        call_deformable()
+    with pytest.raises(ValueError, match='up to 64 channels, not 80'):
+        call_deformable(dtype=torch.float32, dim=80)
+
+
+def test_tensors_without_values_run_no_kernel():
+    inputs = [x.to('meta') for x in attention_inputs(1, 2, 1, (2, 3), (2, 2), (5, 5))]
+    assert table_attention(2, impl='triton')(*inputs).shape == (1, 8, 2, 3)

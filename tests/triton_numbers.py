@@ -1,0 +1,165 @@
+"""The numbers of the Triton kernels, against the specifications.
+
+test_triton.py runs this file in a process of its own: on CPUs through Triton's interpreter, which must be chosen before
+kernels are imported, and with MMDAT_TEST_DEVICE=cuda on a GPU.
+"""
+
+import os
+
+import pytest
+import torch
+from test_ops import attention_inputs, axis, local_attention, local_inputs, run, table_attention
+
+from mmdat.ops import TableBias, deformable_attention, neighborhood_attention
+
+DEVICE = os.environ.get('MMDAT_TEST_DEVICE', 'cpu')
+# Of the largest value. A table's coefficients are in float16 then, and weights and gradients of scores are rounded.
+BOUNDS = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+
+
+def compare(attend, inputs, dtype=torch.float32, num_maps=3):
+    """Output and gradients of the kernels with maps of a dtype, against the specification in float64."""
+    inputs = [x.to(dtype) for x in inputs[:num_maps]] + inputs[num_maps:]
+    kernels = run(attend('triton'), [x.to(DEVICE) for x in inputs])
+    naive = run(attend('naive'), [x.double() for x in inputs])
+    assert [x.dtype for x in kernels[:4]] == [dtype] * 4
+    for a, b in zip(kernels, naive):
+        # With one key, the gradients of scores are differences of equal numbers, in float64 exactly zero.
+        assert (a.cpu() - b).abs().max() <= BOUNDS[dtype] * b.abs().max().clamp(min=0.1)
+
+
+# batch, heads, groups, queries, keys, table, channels of a head
+CASES = [
+    (2, 2, 1, (5, 7), (3, 4), (13, 13), 16),
+    (1, 2, 2, (9, 3), (5, 7), (5, 31), 24),
+    (2, 1, 1, (1, 9), (1, 1), (1, 9), 8),
+]
+MORE_CASES = [
+    (1, 6, 3, (5, 4), (7, 3), (5, 31), 48),
+    (1, 2, 2, (20, 11), (9, 8), (27, 27), 64),
+    (2, 1, 1, (1, 1), (1, 1), (1, 1), 16),
+    (1, 2, 1, (12, 9), (9, 8), (16, 10), 32),
+    (1, 3, 3, (2, 37), (3, 2), (4, 111), 5),
+]
+slow = lambda cases: [pytest.param(*case, marks=pytest.mark.slow) for case in cases]  # noqa: E731
+
+
+@pytest.mark.parametrize('batch, heads, groups, size, key_size, table_size, dim', [*CASES, *slow(MORE_CASES)])
+def test_deformable_attention(batch, heads, groups, size, key_size, table_size, dim):
+    inputs = attention_inputs(batch, heads, groups, size, key_size, table_size, torch.float32, dim, spread=2)
+    compare(lambda impl: table_attention(heads, impl=impl), inputs)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_deformable_attention_in_half_precision(dtype):
+    inputs = attention_inputs(1, 2, 1, (5, 7), (3, 4), (13, 13), torch.float32, 16)
+    compare(lambda impl: table_attention(2, impl=impl), inputs, dtype)
+
+
+@pytest.mark.parametrize('convention', ['border', pytest.param('centre', marks=pytest.mark.slow)])
+def test_gradients_of_positions_on_the_entries_of_the_table(convention):
+    """There the slope is that of the cell behind, as in grid_sample; both conventions of coordinates."""
+    points = torch.linspace(-1, 1, 5) if convention == 'border' else (torch.arange(4) + 0.5) / 2 - 1
+    inputs = attention_inputs(1, 1, 1, (len(points),) * 2, (2, 2), (9, 9), torch.float32)
+    inputs[4] = points[torch.randint(len(points), inputs[4].shape)]
+
+    def attend(impl):
+        def function(query, key, value, table, position):
+            axes = [points.to(query.device, position.dtype)] * 2
+            bias = TableBias(table, position, *axes, True)
+            return deformable_attention(query, key, value, 1, bias, impl=impl)
+
+        return function
+
+    compare(attend, inputs)
+
+
+def test_keys_far_outside_and_large_scores():
+    inputs = attention_inputs(1, 1, 1, (3, 4), (3, 3), (9, 9), torch.float32)
+    inputs[0] = inputs[0] * 300
+    inputs[4] = inputs[4].sign() * torch.logspace(0, 12, 18).view_as(inputs[4])
+    compare(lambda impl: table_attention(1, impl=impl), inputs)
+
+
+@pytest.mark.parametrize('where', [0, 1, 2, 4])
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_nonfinite_inputs_spread_as_in_the_specification(where, value):
+    inputs = attention_inputs(1, 1, 1, (2, 3), (2, 2), (5, 5), torch.float32)
+    inputs[where].view(-1)[1] = value
+    out = table_attention(1, impl='triton')(*[x.to(DEVICE) for x in inputs]).cpu()
+    torch.testing.assert_close(out, table_attention(1, impl='naive')(*inputs), equal_nan=True)
+
+
+@pytest.mark.parametrize(
+    'operator, size, height, width, dim',
+    [
+        ('neighborhood', 3, 9, 4, 8),
+        ('neighborhood', 7, 7, 9, 8),
+        ('window', 7, 7, 7, 8),
+        *slow([('neighborhood', 7, 17, 13, 24), ('neighborhood', 13, 15, 13, 8), ('neighborhood', 1, 4, 5, 16)]),
+        *slow([('window', 7, 14, 21, 48), ('window', 10, 20, 10, 8), ('window', 2, 8, 6, 64)]),
+    ],
+)
+def test_local_attention(operator, size, height, width, dim):
+    inputs = local_inputs(operator, 1, 2, height, width, size, torch.float32, dim)
+    compare(lambda impl: local_attention(operator, 2, size, impl=impl), inputs)
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('operator', ['neighborhood', pytest.param('window', marks=pytest.mark.slow)])
+def test_local_attention_in_half_precision(operator, dtype):
+    inputs = local_inputs(operator, 1, 1, 6, 6, 3, torch.float32, 16)
+    compare(lambda impl: local_attention(operator, 1, 3, impl=impl), inputs, dtype)
+
+
+def test_deterministic_algorithms_are_refused_by_name_where_there_is_none():
+    inputs = [x.to(DEVICE).requires_grad_() for x in attention_inputs(1, 1, 1, (1, 2), (1, 1), (3, 3), torch.float32)]
+    out = table_attention(1, impl='triton')(*inputs)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(RuntimeError, match="no deterministic algorithm with impl='triton'"):
+            torch.autograd.grad(out.sum(), inputs[3], retain_graph=True)
+        torch.autograd.grad(out.sum(), inputs[0])
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_no_images():
+    inputs = attention_inputs(0, 2, 1, (3, 4), (2, 2), (5, 5), torch.float32)
+    assert [x.shape for x in run(table_attention(2, impl='triton'), [x.to(DEVICE) for x in inputs])[1:]] == [
+        x.shape for x in inputs
+    ]
+
+
+def test_compiled_operators():
+    """Compilers see single operators whose declarations hold."""
+    inputs = [x.to(DEVICE) for x in attention_inputs(1, 1, 1, (1, 3), (1, 2), (3, 5), torch.float32)]
+    function = table_attention(1, impl='triton')
+    compiled = torch.compile(function, backend='aot_eager', fullgraph=True)
+    for a, b in zip(run(compiled, inputs), run(function, inputs)):
+        torch.testing.assert_close(a, b)
+    tests = 'test_schema', 'test_autograd_registration', 'test_faketensor'
+    options = [axis(n, torch.float32).to(DEVICE) for n in (1, 3)]
+    torch.library.opcheck(torch.ops.mmdat.deformable_attention_triton, (*inputs, *options, 1), test_utils=tests)
+    maps = [x.to(DEVICE) for x in local_inputs('neighborhood', 1, 1, 3, 3, 3, torch.float32)]
+    options = 1, 'neighborhood', 3, 0
+    torch.library.opcheck(torch.ops.mmdat.local_attention_triton, (*maps, *options), test_utils=tests)
+
+
+@pytest.mark.slow
+def test_backbone(nano):
+    from mmdat import DAT
+
+    models = [DAT(nano, img_size=64, attn_impl=impl).eval().to(DEVICE) for impl in ('triton', 'naive')]
+    models[1].load_state_dict(models[0].state_dict())
+    x = torch.randn(1, 3, 64, 96, device=DEVICE)
+    for out, expected in zip(*[model(x) for model in models]):
+        assert (out - expected).abs().max() <= 1e-4 * expected.abs().max()
+
+
+def test_neighborhood_attention_has_no_second_derivative():
+    inputs = [x.to(DEVICE).requires_grad_() for x in local_inputs('neighborhood', 1, 1, 3, 3, 3, torch.float32)]
+    out = neighborhood_attention(*inputs, 1, 3, impl='triton')
+    grads = torch.autograd.grad(out.sum(), inputs, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative: use impl='naive'"):
+        grads[0].sum().backward()
