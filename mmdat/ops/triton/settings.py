@@ -45,6 +45,5 @@ def key_settings(dtype: torch.dtype, channels: int) -> Settings:
 
 def local_settings(dtype: torch.dtype, channels: int) -> Settings:
     """Of the kernels of attention to pixels nearby, which take squares to squares."""
-    wide = dtype == torch.float32 or channels > 32
     # One stage: squares are few, and loading ahead takes more registers than there are.
     return Settings(SIDE**2, SIDE**2, num_warps=8 if dtype == torch.float32 else 4, num_stages=1)
