@@ -167,6 +167,64 @@ def all_resources(archs: list[int], dtypes: list[str], channels: list[int]) -> I
                     yield compile_kernel(name, dtype, count, arch)
 
 
+#: Data sheets: multiprocessors x 128 lanes x clock, FLOP/s of dense float16 products, bytes/s of memory.
+CARDS = {
+    'A100 (SXM, 80 GB)': (80, 108 * 128 * 1.41e9, 312e12, 2.04e12),
+    'H100 (SXM)': (90, 132 * 128 * 1.98e9, 989e12, 3.35e12),
+}
+#: Layers at 800x1344 with a batch of 2: images times heads, queries, keys that a query meets (seen or masked), and how
+#: much longer the maps get when squares of 8 pixels fill them.
+LAYERS = {
+    'deformable attention, DAT-T stage 3': ('deformable', 24, 50 * 84, 50 * 84, 56 * 88 / (50 * 84)),
+    'deformable attention, DAT-T++ stage 1': ('deformable', 4, 200 * 336, 25 * 42, 1.0),
+    'neighbourhood attention, DAT-T++ stage 1': ('neighbourhood', 4, 200 * 336, 256, 1.0),
+    'shifted window attention, DAT-T stage 1': ('window', 6, 203 * 336, 64, 64 / 49 * (210 * 343) / (203 * 336)),
+}
+
+
+def roofline(results: list[dict[str, Any]]) -> str:
+    """A Markdown table of what layers take at least by instructions, products and memory: calculated, not measured.
+
+    Of memory, each map is counted once per kernel: what several programs read lies in the cache.
+    """
+    lines = [
+        '| layer (float16, batch 2, 800x1344) | kernel | M scores | MB | '
+        + ' | '.join(f'{card}: instructions, products, memory' for card in CARDS)
+        + ' |',
+        '|---|---|---|---|---|---|',
+    ]
+    channels = 32
+    for layer, (family, heads, queries, keys, waste) in LAYERS.items():
+        scores = heads * queries * keys
+        num_keys = keys if family == 'deformable' else queries
+        totals = dict.fromkeys(CARDS, 0.0)
+        for name in (name for name in KERNELS if name.startswith(family)):
+            # Products: two per score forward, three for the query, four for keys and values, two for a table alone.
+            kind = name.split(' ', 1)[1]
+            products = {'forward': 2, 'query gradient': 3, 'table gradient': 2}.get(kind, 4)
+            maps = {'forward': (2, 2), 'query gradient': (4, 2), 'table gradient': (2, 2)}.get(kind, (2, 6))
+            moved = 2 * channels * heads * (maps[0] * queries + maps[1] * num_keys)
+            squares = waste if family != 'deformable' or 'key' in kind else 1.0
+            cells = []
+            for card, (arch, lanes, flops, memory) in CARDS.items():
+                (found,) = [
+                    r
+                    for r in results
+                    if (r['kernel'], r['dtype'], r['channels'], r['arch']) == (name, 'float16', channels, arch)
+                ]
+                times = [
+                    scores * squares * found['per_score'] / lanes,
+                    scores * squares * products * 2 * channels / flops,
+                    moved / memory,
+                ]
+                totals[card] += max(times)
+                cells.append(', '.join(f'{1e3 * t:.2f}' for t in times) + ' ms')
+            lines.append(f'| {layer} | {kind} | {scores / 1e6:.0f} | {moved / 1e6:.0f} | {" | ".join(cells)} |')
+        cells = [f'**{1e3 * total:.2f} ms**' for total in totals.values()]
+        lines.append(f'| {layer} | all, the longest of each | | | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """A Markdown table."""
     lines = [
@@ -197,6 +255,8 @@ def main() -> None:
     if args.out:
         args.out.write_text(json.dumps(results, indent=1))
     print(table(results))
+    if {80, 90} <= set(args.arch) and 'float16' in args.dtype and 32 in args.channels:
+        print('\n' + roofline(results))
 
 
 if __name__ == '__main__':
