@@ -4,6 +4,7 @@ from typing import Any
 
 from mmengine.config import Config
 
+from mmdat.config.walk import innermost_datasets
 from mmdat.errors import RunError
 
 # Transforms of test pipelines that change no pixel.
@@ -21,9 +22,7 @@ def describe(cfg: Config) -> dict[str, Any]:
     Raises:
         RunError: If a transform is not known here.
     """
-    dataset = cfg.test_dataloader.dataset
-    while 'pipeline' not in dataset:
-        dataset = dataset.dataset
+    dataset = next(innermost_datasets(cfg.test_dataloader.dataset))
     steps = [step for step in map(_step, dataset.pipeline) if step]
     model = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor') or {}
     return dict(

@@ -55,8 +55,13 @@ def _begin(loop: Any, endless: bool) -> bool:
 
 
 def seeded(dataloader: Union[DataLoader, dict]) -> Union[DataLoader, dict]:
-    """The config of a dataloader whose images are loaded with a seed each; one without sampler is left as it is."""
+    """The config of a dataloader whose images are loaded with a seed each.
+
+    One whose samplers are not named by configs is left as it is.
+    """
     if not isinstance(dataloader, dict) or not isinstance(dataloader.get('sampler'), dict):
+        return dataloader
+    if not isinstance(dataloader.get('batch_sampler') or {}, dict):
         return dataloader
     changed = dict(dataloader)
     changed['dataset'] = dict(type=SeededDataset, dataset=dataloader['dataset'])
