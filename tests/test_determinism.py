@@ -4,24 +4,10 @@ import pytest
 import torch
 from small_runs import SIZE, train_alone
 
-from mmdat.datasets import make_shapes
-
 slow = pytest.mark.slow
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(out, num_train=4, num_val=1, size=SIZE)
-    return out
-
-
-@pytest.fixture
-def workplace(data, tmp_path, monkeypatch):
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(data)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+DEMO_DATA = dict(num_train=4, num_val=1, size=SIZE)
 
 
 @pytest.fixture

@@ -5,33 +5,27 @@ import shutil
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
 from mmengine.utils import digit_version
+from paths import ROOT
 
 from mmdat import DAT
 from mmdat.apis import evaluate, train
 from mmdat.cli import run
 from mmdat.config.checks import check_run
 from mmdat.config.load import load_config
-from mmdat.datasets import make_shapes
 from mmdat.errors import CheckpointError, RunError
 
-ROOT = Path(__file__).parents[1]
 MASK_RCNN = ROOT / 'configs/demo/maskrcnn_datnano_shapes.py'
 UPERNET = ROOT / 'configs/demo/upernet_datnano_shapes.py'
 CLASSIFIER = ROOT / 'configs/demo/datnano_shapes.py'
 CAN_COMPILE = digit_version(torch.__version__) >= digit_version('2.4')
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(out, num_train=2, num_val=1, size=64)
-    return out
+DEMO_DATA = dict(num_train=2, num_val=1, size=64)
 
 
 @pytest.fixture

@@ -11,15 +11,13 @@ import pytest
 from in_process import run_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, HOOKS, TRANSFORMS
+from paths import DEMO, ROOT
 
 from mmdat.config.load import load_config
 from mmdat.config.parts import check_maps, check_task
-from mmdat.datasets import make_shapes
 from mmdat.errors import RunError
 from mmdat.explain import explain
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / 'configs/demo'
 CLASSIFIER, DETECTOR, SEGMENTOR = (
     DEMO / f'{name}.py' for name in ('datnano_shapes', 'maskrcnn_datnano_shapes', 'upernet_datnano_shapes')
 )
@@ -55,19 +53,7 @@ class MyDataset(CustomDataset):
 """
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(out, num_train=2, num_val=1, size=64)
-    return out
-
-
-@pytest.fixture
-def workplace(data, tmp_path, monkeypatch):
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(data)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+DEMO_DATA = dict(num_train=2, num_val=1, size=64)
 
 
 def train(monkeypatch, *options, config=CLASSIFIER):

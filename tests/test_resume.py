@@ -17,15 +17,13 @@ import torch
 from in_process import run_tool
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import Runner
+from paths import DEMO, ROOT
 
 from mmdat.checkpoints.resuming import load_run
 from mmdat.checkpoints.whole_files import WholeFileBackend
-from mmdat.datasets import make_shapes
 from mmdat.errors import RunError
 from mmdat.hooks.loops import SeededDataset, seeded
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / 'configs/demo'
 # Kills its process in the middle of an iteration, or when half of a checkpoint is on the disk.
 KILLER = """
 import os, signal
@@ -67,21 +65,14 @@ EPOCHS = dict(length='max_epochs=3', by_epoch=True, interval=1)  # of three iter
 ITERATIONS = dict(length='max_iters=9', by_epoch=False, interval=3)
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(out, num_train=6, num_val=1, size=64)
-    return out
+DEMO_DATA = dict(num_train=6, num_val=1, size=64)
 
 
 @pytest.fixture
-def workplace(data, tmp_path, monkeypatch):
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(data)
-    (tmp_path / 'killer.py').write_text(KILLER)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    return tmp_path
+def workplace(workplace, monkeypatch):
+    (workplace / 'killer.py').write_text(KILLER)
+    monkeypatch.syspath_prepend(str(workplace))
+    return workplace
 
 
 def write_config(base, workers=2, persistent=True, seed='seed=3', **kind):

@@ -14,7 +14,6 @@ from mmengine.registry import HOOKS
 from small_runs import ROOT, SIZE, in_processes, recorded, small_config, train_alone
 
 from mmdat.apis import evaluate, train
-from mmdat.datasets import make_shapes
 from mmdat.errors import RunError
 
 pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason='CPU processes; with GPUs the Runner takes those')
@@ -24,19 +23,7 @@ WORLD = 2
 TOLERANCE = 1e-4
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(out, num_train=8, num_val=3, size=SIZE)
-    return out
-
-
-@pytest.fixture
-def workplace(data, tmp_path, monkeypatch):
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(data)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+DEMO_DATA = dict(num_train=8, num_val=3, size=SIZE)
 
 
 def train_process(task, generation, work_dir, options, auto_scale_lr):

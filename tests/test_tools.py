@@ -9,11 +9,8 @@ import pytest
 import torch
 from in_process import call_tool
 from mmengine.config import Config
+from paths import DEMO, ROOT
 
-from mmdat.datasets import make_shapes
-
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / 'configs/demo'
 # Runs of a few iterations: no processes for loading, one image per step of evaluation.
 QUICK = [
     f'{part}_dataloader.{option}'
@@ -22,20 +19,7 @@ QUICK = [
 ] + ['default_hooks.checkpoint.interval=1', 'default_hooks.logger.interval=1']
 
 
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(out, num_train=4, num_val=2, size=128)
-    return out
-
-
-@pytest.fixture
-def workplace(data, tmp_path, monkeypatch):
-    """The current directory for a test, with the demo data where configs look for it."""
-    (tmp_path / 'data').mkdir()
-    (tmp_path / 'data/shapes').symlink_to(data)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+DEMO_DATA = dict(num_train=4, num_val=2, size=128)
 
 
 def scalars(work_dir):

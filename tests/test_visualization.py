@@ -1,18 +1,16 @@
 """Sampling points end up at the right pixels, attention weights are the layers' own, and sheets get logged."""
 
-from pathlib import Path
-
 import cv2
 import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from mmdet.models import DetDataPreprocessor
+from paths import ROOT
 
 from mmdat import DAT
 from mmdat.apis import train
 from mmdat.config.load import load_config
-from mmdat.datasets import make_shapes
 from mmdat.hooks import SamplingPointsHook
 from mmdat.models.mixers import SamplingPoints
 from mmdat.visualization import (
@@ -27,7 +25,6 @@ from mmdat.visualization import (
 from mmdat.visualization.panels import draw_queries, draw_received, draw_sampling_points
 from mmdat.visualization.view import denormalise
 
-ROOT = Path(__file__).parents[1]
 SIZE = 96, 70
 
 
@@ -244,13 +241,6 @@ def run_training(work_dir, data, name, *hooks):
     )
     train(cfg)
     return torch.load(work_dir / 'epoch_2.pth', map_location='cpu', weights_only=False)['state_dict']
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-    out = tmp_path_factory.mktemp('data') / 'shapes'
-    make_shapes(out, num_train=4, num_val=2, size=64)
-    return out
 
 
 @pytest.mark.parametrize('name, stages', [('datnano', (3, 4)), ('datppnano', (2, 3, 4))])

@@ -13,7 +13,7 @@ from mmengine.runner import FlexibleRunner, Runner
 
 from mmdat.checkpoints.resuming import resumed
 from mmdat.checkpoints.whole_files import with_whole_checkpoints
-from mmdat.checkpoints.without_code import CheckpointFiles, reading_without_code
+from mmdat.checkpoints.without_code import TRUSTED, CheckpointFiles, reading_without_code
 from mmdat.config.checks import check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
 from mmdat.config.parts import check_launcher, check_maps, check_optimizer
 from mmdat.config.runs import (
@@ -69,7 +69,7 @@ def train(
         # A FlexibleRunner builds its model later.
         if start and not cfg.get('resume') and '://' not in start and isinstance(runner.model, torch.nn.Module):
             check_start(runner.model, unwrap(files.read(start)), start)
-        for note in notes:
+        for note in notes + [TRUSTED] * trust_files:
             runner.logger.warning(note)
         runner.train()
 
@@ -108,6 +108,8 @@ def evaluate(
         check_maps(cfg)
         check_run(cfg, training=False, read=files.read)
         runner = _build(with_data_check(cfg), compile)
+        if trust_files:
+            runner.logger.warning(TRUSTED)
         if '://' not in checkpoint:
             check_fit(_innermost_model(runner.model), unwrap(files.read(checkpoint)), checkpoint)
         return runner.test()

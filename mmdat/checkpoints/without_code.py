@@ -12,13 +12,15 @@ import torch
 import yaml
 from mmengine.dist import barrier, get_rank
 from mmengine.fileio.handlers import BaseFileHandler, PickleHandler, YamlHandler, file_handlers
-from mmengine.logging import print_log
 from mmengine.runner import CheckpointLoader
 
 from mmdat.errors import CheckpointError, RunError
 
 from . import schemes  # which are registered before anything is replaced for a while
 from .reading import load_pickle, load_weights, torch_loads_weights_only
+
+#: What the log of a run says where files are trusted.
+TRUSTED = 'Files are trusted (--trust-files): checkpoints and annotations may run code that they contain.'
 
 
 class CheckpointFiles:
@@ -78,7 +80,6 @@ def reading_without_code(trust: bool = False) -> Iterator[CheckpointFiles]:
     handlers = dict(file_handlers)
     try:
         if trust:
-            print_log('--trust-files: checkpoints and annotation files may run code that they contain.', 'current')
             yield files
         else:
             file_handlers.update(_HANDLERS)
