@@ -57,8 +57,8 @@ def train(
             check_compile(cfg)
         check_optimizer(cfg)
         check_amp(cfg)
-        check_launcher(cfg)
         check_sharding(cfg)
+        check_launcher(cfg)
         check_maps(cfg)
         if not resume and cfg.get('resume'):
             resume = cfg.get('load_from') or 'auto'
