@@ -22,6 +22,7 @@ from mmengine.registry import HOOKS, DefaultScope, Registry
 from mmengine.runner import CheckpointLoader
 from small_runs import SIZE, small_config
 
+import mmdat.hooks  # noqa: F401
 from mmdat.apis import Predictor, build_model, draw_deformation, evaluate, infer, load_backbone, network_input, train
 from mmdat.datasets import make_shapes
 
