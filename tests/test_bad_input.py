@@ -269,19 +269,19 @@ CASES = [
         'heads that fit, with the backbone of another model',
         save(lambda: {'backbone.conv1.weight': torch.ones(1), 'head.fc.bias': torch.ones(4)}),
         START,
-        'hold nothing of a DAT, but such as conv1.weight, of another model: choose a checkpoint',
+        'are not of a DAT; they have, for example, conv1.weight: choose a checkpoint',
     ),
     Case(
         'init_cfg with weights of another model',
         save(lambda: {'conv1.weight': torch.ones(1)}),
         PRETRAINED,
-        'hold nothing of a DAT, but such as conv1.weight, of another model: choose a checkpoint',
+        'are not of a DAT; they have, for example, conv1.weight: choose a checkpoint',
     ),
     Case(
         'load_from with weights of another model',
         save(lambda: {'conv1.weight': torch.ones(1)}),
         START,
-        'x.pth holds none of the weights of the model, but such as conv1.weight: choose a checkpoint',
+        'x.pth has no weights of this model; it has, for example, conv1.weight: choose a checkpoint',
     ),
     Case(
         'checkpoint of another toolbox',

@@ -215,7 +215,7 @@ def test_missing_and_unexpected_keys_are_reported(official):
 
 
 def test_weights_of_another_model_are_refused(nano):
-    with pytest.raises(CheckpointError, match='nothing of a DAT, but such as conv1.weight, of another model'):
+    with pytest.raises(CheckpointError, match='not of a DAT; they have, for example, conv1.weight'):
         DAT(nano, img_size=64).load_state_dict({'conv1.weight': torch.zeros(1), 'bn1.weight': torch.zeros(1)})
 
 

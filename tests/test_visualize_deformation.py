@@ -200,7 +200,7 @@ def test_checkpoints_that_do_not_fit(image, tmp_path):
     with pytest.raises(CheckpointError, match='there is no checkpoint .*nope.pth'):
         load_backbone(cfg, 'nope.pth')
     torch.save({'state_dict': {'backbone.conv1.weight': torch.zeros(1)}}, tmp_path / 'resnet.pth')
-    with pytest.raises(CheckpointError, match='resnet.pth: these weights hold nothing of a DAT'):
+    with pytest.raises(CheckpointError, match='resnet.pth: these weights are not of a DAT'):
         load_backbone(cfg, str(tmp_path / 'resnet.pth'))
 
 

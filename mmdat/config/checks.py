@@ -136,7 +136,7 @@ def check_start(model: nn.Module, weights: dict[str, Any], path: str) -> None:
     own = model.state_dict()
     if not any(key in own for key in weights):
         raise RunError(
-            f'{path} holds none of the weights of the model, but such as {next(iter(weights), "nothing")}: choose a '
+            f'{path} has no weights of this model; it has, for example, {next(iter(weights), "nothing")}: choose a '
             f'checkpoint of this model, or load a backbone with model.backbone.init_cfg'
         )
 

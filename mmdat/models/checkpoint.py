@@ -188,8 +188,8 @@ def adapt_state_dict(model: nn.Module, state_dict: dict[str, Any], prefix: str) 
         )
     if entries and not any(key in own for key in entries):
         raise CheckpointError(
-            f'these weights hold nothing of a DAT, but such as {next(iter(entries))}, of another model: choose a '
-            f'checkpoint of this one'
+            f'these weights are not of a DAT; they have, for example, {next(iter(entries))}: choose a '
+            f'checkpoint of this model'
         )
     for key, value in entries.items():
         if key.endswith(TABLE) and key in own and own[key].shape != value.shape:
