@@ -7,7 +7,6 @@ Does what tools/test.py does, and writes the results into docs/measurements/repr
 data other than the published ones are refused there; with --table FILE their results go into a file of their own.
 """
 
-import argparse
 import datetime
 import importlib
 import platform
@@ -23,7 +22,7 @@ from mmengine.registry import DATASETS, DefaultScope
 
 from mmdat import __version__, list_weights
 from mmdat.apis import evaluate
-from mmdat.cli import add_common_options, config_of, run
+from mmdat.cli import add_run_options, parser_of, read_config, run
 from mmdat.errors import RunError
 from mmdat.weights import SCHEME, find_weights
 
@@ -107,24 +106,25 @@ def report(results: dict[str, float], published: dict[str, float]) -> str:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(__doc__)
     parser.add_argument('config', help='config file, one of configs/')
     parser.add_argument('checkpoint', nargs='?', help='checkpoint (default: the published weights of the config)')
     parser.add_argument('--tta', action='store_true', help='test-time augmentation, for "mIoU ms+flip"')
     parser.add_argument('--table', type=Path, default=model_zoo.REPRODUCED, help='file to write (default: %(default)s)')
-    add_common_options(parser)
+    add_run_options(parser)
     args = parser.parse_args(argv)
     name = Path(args.config).stem
     published, dataset = published_results(name, args.tta)
     checkpoint = args.checkpoint or official_weights(name)
-    cfg = config_of(args)
+    cfg = read_config(args.config, args.override, args.cfg_options, args.data, args.work_dir, args.launcher)
     images = count_images(cfg)
     if args.table == model_zoo.REPRODUCED and images != IMAGES[dataset]:
         raise RunError(
             f'the test data have {images} images, but those of {dataset} {IMAGES[dataset]}, so the published results '
             f'are of other data: correct the path of the data, or write into a table of your own with --table FILE'
         )
-    results = compare(evaluate(cfg, checkpoint, tta=args.tta, compile=args.compile), published)
+    measured = evaluate(cfg, checkpoint, tta=args.tta, compile=args.compile, trust_files=args.trust_files)
+    results = compare(measured, published)
     facts = dict(
         checkpoint=checkpoint if checkpoint.startswith(SCHEME) else Path(checkpoint).name,
         images=images,

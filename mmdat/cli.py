@@ -83,16 +83,20 @@ def read_config(
     launcher: str = 'none',
 ) -> 'Config':
     """The config that a command line names; ``cfg_options`` are texts such as ``model.head.num_classes=4``."""
-    from mmengine.config import DictAction
-
     from mmdat.config.load import load_config
 
-    options = None
-    if cfg_options:
-        reader = argparse.ArgumentParser(prog=Path(sys.argv[0]).name)
-        reader.add_argument('--cfg-options', nargs='+', action=DictAction)
-        options = reader.parse_args(['--cfg-options', *cfg_options]).cfg_options
-    return load_config(path, override, options, data, work_dir, launcher)
+    return load_config(path, override, read_options(cfg_options), data, work_dir, launcher)
+
+
+def read_options(cfg_options: Optional[list[str]]) -> Optional[dict[str, Any]]:
+    """The values of ``--cfg-options``, such as ``{'model.head.num_classes': 4}``."""
+    if not cfg_options:
+        return None
+    from mmengine.config import DictAction
+
+    reader = argparse.ArgumentParser(prog=Path(sys.argv[0]).name)
+    reader.add_argument('--cfg-options', nargs='+', action=DictAction)
+    return reader.parse_args(['--cfg-options', *cfg_options]).cfg_options
 
 
 def run(main: Callable[[], Any]) -> None:

@@ -308,10 +308,10 @@ CASES = [
         'x.pth has no optimizer, so no run can be resumed from it: start from its weights with load_from',
     ),
     Case(
-        'converting what is not official',
-        save(lambda: whole(CLASSIFIER)),
+        'converting weights of another model',
+        save(lambda: {'conv1.weight': torch.ones(1)}),
         ['convert_checkpoint', 'x.pth', 'out.pth'],
-        'has no official DAT weights',
+        'x.pth: the file holds no whole DAT: choose another file',
     ),
     # --- config and options
     Case(

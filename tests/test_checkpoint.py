@@ -299,7 +299,11 @@ def test_convert_keeps_the_rest_of_a_detector(tmp_path, convert):
     'make, args, message',
     [
         (lambda path: path.write_bytes(b'hello'), [], 'not a readable PyTorch checkpoint'),
-        (lambda path: torch.save({'model': {'conv.weight': torch.ones(1)}}, path), [], 'no official DAT weights'),
+        (
+            lambda path: torch.save({'model': {'conv.weight': torch.ones(1)}}, path),
+            [],
+            'holds no whole DAT',
+        ),
         (
             lambda path: torch.save({'model': load_case('dat_cls')[0]}, path),
             ['--img-size', '384'],

@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from in_process import forget_runs
 from official_layout import to_official
 
 from mmdat import DAT
@@ -24,7 +23,6 @@ def reproduce(monkeypatch):
     import reproduce
 
     def call(config, *args):
-        forget_runs()
         reproduce.main([str(ROOT / f'configs/{config}.py'), *map(str, args)])
 
     yield call

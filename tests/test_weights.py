@@ -3,6 +3,7 @@
 import hashlib
 import re
 import resource
+import runpy
 import shutil
 import socket
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import NANO
+from in_process import run_tool
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmengine.runner import load_checkpoint
@@ -31,8 +33,9 @@ from mmdat.checkpoints.pretrained import load_pretrained
 from mmdat.checkpoints.reading import load_weights
 from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.checkpoints.writing import save_weights
+from mmdat.datasets import make_shapes
 from mmdat.errors import CheckpointError
-from mmdat.models.checkpoint import adapt_input, convert_official
+from mmdat.models.checkpoint import adapt_input, backbone_entries, convert_official
 from mmdat.weights import fetch, find_weights
 
 ROOT = Path(__file__).parents[1]
@@ -389,8 +392,9 @@ def test_images_are_prepared_as_in_the_config(name, tmp_path):
 
 
 def test_the_documented_table_is_this_one():
-    done = subprocess.run([sys.executable, ROOT / 'dev/weights_table.py', '--check'], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    script = runpy.run_path(str(ROOT / 'dev/weights_table.py'))
+    text = script['TARGET'].read_text()
+    assert script['filled'](text) == text, 'run python dev/weights_table.py'
 
 
 def test_every_published_file_has_a_name():
@@ -529,3 +533,69 @@ def test_whole_detectors_load_strictly_by_name(name, cache, tmp_path, monkeypatc
     model = build(name, 'cpu')
     load_checkpoint(model, f'mmdat://{name}', strict=True)
     assert holds(model, {key: value.float() for key, value in released.state_dict().items()})
+
+
+# --- the tools -------------------------------------------------------------------------------------
+
+CLASSIFIER = ROOT / 'configs/dat_t_300e_in1k.py'
+
+
+def test_a_name_is_converted(given, tmp_path, monkeypatch, capsys):
+    pytest.importorskip('safetensors')
+    target = tmp_path / 'dat_t.safetensors'
+    assert run_tool(monkeypatch, 'convert_checkpoint', 'mmdat://dat_t_in1k', target) == 0
+    assert "arch='tiny'" in capsys.readouterr().out
+    state_dict = load_weights(target)['state_dict']
+    assert holds(DAT.from_pretrained('tiny', out_indices=(3,)).half(), backbone_entries(state_dict))
+    assert state_dict['head.fc.weight'].shape == (1000, 768)
+
+
+def test_features_and_classes_of_the_documentation(given, tmp_path, monkeypatch, capsys):
+    """The page's examples, as they stand there."""
+    first, _, features, inferencer = re.findall(r'```python\n(.*?)```', (ROOT / 'docs/weights.md').read_text(), re.S)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+    for name in ('a.jpg', 'b.jpg'):
+        Image.new('RGB', (40, 30), 'red').save(name)
+    exec(first, {})
+    assert 'datpp_b_in1k_384' in capsys.readouterr().out
+    exec(features, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [line.partition('  # ')[2].partition(':')[0] for line in features.splitlines() if '  # ' in line]
+    namespace = {}
+    exec(inferencer, namespace)
+    (result,) = namespace['classify'](np.array(Image.open('a.jpg')), show_dir=None)
+    assert result['pred_scores'].shape == (1000,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('checkpoint', ['mmdat://dat_t_in1k', 'dat_t.safetensors'])
+def test_tools_take_names_and_both_formats(checkpoint, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_shapes('data/shapes', num_train=2, num_val=2, size=64)
+    if checkpoint != 'mmdat://dat_t_in1k':
+        assert run_tool(monkeypatch, 'convert_checkpoint', 'mmdat://dat_t_in1k', checkpoint) == 0
+    four = ['--override', ROOT / 'configs/demo/on_shapes_in1k.py']
+    init_cfg = ['model.backbone.init_cfg.type=Pretrained', f'model.backbone.init_cfg.checkpoint={checkpoint}']
+    image = next(Path('data/shapes/images/validation').iterdir())
+    assert run_tool(monkeypatch, 'train', CLASSIFIER, *four, '--work-dir', 'a', '--cfg-options', *init_cfg) == 0
+    start = ['--work-dir', 'b', '--cfg-options', f'load_from={checkpoint}']
+    assert run_tool(monkeypatch, 'train', CLASSIFIER, *four, *start) == 0
+    assert run_tool(monkeypatch, 'test', CLASSIFIER, checkpoint, *four, '--work-dir', 'c') == 1  # 1000 classes, not 4
+    assert run_tool(monkeypatch, 'infer', CLASSIFIER, checkpoint, image, '--device', 'cpu') == 0
+    drawn = ['visualize_deformation', image, '--config', CLASSIFIER, '--checkpoint', checkpoint]
+    assert run_tool(monkeypatch, *drawn) == 0
+
+
+def test_tools_say_at_once_what_is_wrong_with_a_name(cache, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    make_shapes('data/shapes', num_train=2, num_val=1, size=64)
+    for args in (
+        ['test', ROOT / 'configs/demo/datnano_shapes.py', 'mmdat://dat_x'],
+        ['train', ROOT / 'configs/demo/datnano_shapes.py', '--cfg-options', 'load_from=mmdat://dat_x'],
+        ['infer', ROOT / 'configs/demo/datnano_shapes.py', 'mmdat://dat_x', 'data/shapes/images/validation'],
+        ['convert_checkpoint', 'mmdat://dat_x', 'a.pth'],
+    ):
+        assert run_tool(monkeypatch, *args) == 1
+        assert "there are no weights named 'dat_x': choose one of dat_t_in1k" in capsys.readouterr().err
+    assert run_tool(monkeypatch, 'train', ROOT / 'configs/demo/datnano_shapes.py', '--resume', 'mmdat://dat_x') == 1

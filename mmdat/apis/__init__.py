@@ -1,5 +1,6 @@
 """What a config and its weights are for: training, evaluation, prediction."""
 
+from .compare import compare
 from .deformation import draw_deformation
 from .infer import infer
 from .model import build_model, load_backbone
@@ -10,6 +11,7 @@ from .train import evaluate, train
 __all__ = [
     'Predictor',
     'build_model',
+    'compare',
     'draw_deformation',
     'evaluate',
     'infer',

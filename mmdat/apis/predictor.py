@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS
 
+from mmdat.checkpoints.schemes import is_remote
 from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.config.checks import check_fit, check_run
 from mmdat.config.walk import innermost_datasets
@@ -24,7 +25,7 @@ class Predictor:
 
     Args:
         cfg: The whole config; ``default_scope`` says which toolbox's inferencer is taken.
-        checkpoint: A local file, of training or of the official release.
+        checkpoint: A local file, of training or of the official release, or ``mmdat://`` and a name.
         device: Where the model runs, such as ``'cpu'`` or ``'cuda:0'``.
         trust_files: Let the checkpoint run code that it may contain.
 
@@ -42,7 +43,7 @@ class Predictor:
         if self.scope not in TOOLBOXES:
             raise RunError(f'inference needs default_scope {", ".join(TOOLBOXES)}, but the config has {self.scope}')
         _check_device(device)
-        if '://' in checkpoint:
+        if is_remote(checkpoint):
             raise RunError(f'the checkpoint must be a local file: download {checkpoint} first')
         with self._toolbox(), reading_without_code(trust_files) as files:
             check_run(Config(dict(load_from=checkpoint)), training=False, read=files.read)

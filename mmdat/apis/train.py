@@ -12,6 +12,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import FlexibleRunner, Runner
 
 from mmdat.checkpoints.resuming import resumed
+from mmdat.checkpoints.schemes import is_remote
 from mmdat.checkpoints.whole_files import with_whole_checkpoints
 from mmdat.checkpoints.without_code import TRUSTED, CheckpointFiles, reading_without_code
 from mmdat.config.checks import check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
@@ -67,7 +68,7 @@ def train(
         runner = _build(with_whole_checkpoints(with_data_check(reproducible(cfg))), compile)
         start = cfg.get('load_from')
         # A FlexibleRunner builds its model later.
-        if start and not cfg.get('resume') and '://' not in start and isinstance(runner.model, torch.nn.Module):
+        if start and not cfg.get('resume') and not is_remote(start) and isinstance(runner.model, torch.nn.Module):
             check_start(runner.model, unwrap(files.read(start)), start)
         for note in notes + [TRUSTED] * trust_files:
             runner.logger.warning(note)
@@ -110,7 +111,7 @@ def evaluate(
         runner = _build(with_data_check(cfg), compile)
         if trust_files:
             runner.logger.warning(TRUSTED)
-        if '://' not in checkpoint:
+        if not is_remote(checkpoint):
             check_fit(_innermost_model(runner.model), unwrap(files.read(checkpoint)), checkpoint)
         return runner.test()
 

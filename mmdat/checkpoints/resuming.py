@@ -9,13 +9,13 @@ from mmengine.config import Config
 
 from mmdat.errors import CheckpointError, RunError
 
-from .reading import load_weights
+from .schemes import is_remote, read_checkpoint
 
 Reader = Callable[..., dict[str, Any]]
 _PARTS = ('meta', 'state_dict', 'optimizer', 'message_hub')
 
 
-def resumed(cfg: Config, resume: str, read: Reader = load_weights) -> tuple[Config, list[str]]:
+def resumed(cfg: Config, resume: str, read: Reader = read_checkpoint) -> tuple[Config, list[str]]:
     """A config that goes on from a checkpoint, once that is seen to be whole: its ``load_from``, ``resume`` and seed.
 
     Args:
@@ -34,7 +34,7 @@ def resumed(cfg: Config, resume: str, read: Reader = load_weights) -> tuple[Conf
     cfg = copy.deepcopy(cfg)
     cfg.resume = True
     if resume != 'auto':
-        if '://' not in resume:
+        if not is_remote(resume):
             _keep_seed(cfg, load_run(resume, read))
         cfg.load_from = resume
         return cfg, []
@@ -57,7 +57,7 @@ def resumed(cfg: Config, resume: str, read: Reader = load_weights) -> tuple[Conf
     return cfg, [f'There is no checkpoint to resume from in {cfg.work_dir}: training starts from scratch.']
 
 
-def load_run(path: Union[str, Path], read: Reader = load_weights) -> dict[str, Any]:
+def load_run(path: Union[str, Path], read: Reader = read_checkpoint) -> dict[str, Any]:
     """Read a checkpoint that holds all of a run.
 
     Raises:

@@ -17,13 +17,22 @@ from .reading import load_weights
 SAFETENSORS = r'.*\.safetensors$'
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
+def read_checkpoint(path: str, everything: bool = False) -> dict[str, Any]:
     """Read a local file, or published weights by their name behind ``mmdat://``, without running code of the file.
+
+    Args:
+        path: The file or name.
+        everything: Refuse a file if something of it would be left out; see :func:`load_weights`.
 
     Raises:
         CheckpointError: If it cannot be read.
     """
-    return load_from_mmdat(path) if path.startswith(SCHEME) else load_weights(path)
+    return load_from_mmdat(path) if path.startswith(SCHEME) else load_weights(path, everything)
+
+
+def is_remote(path: str) -> bool:
+    """Whether a checkpoint is neither a local file nor published weights by name, and only MMEngine can get it."""
+    return '://' in path and not path.startswith(SCHEME)
 
 
 def load_from_mmdat(filename: str, map_location: Any = None) -> dict[str, Any]:

@@ -15,9 +15,10 @@ from mmengine.fileio.handlers import BaseFileHandler, PickleHandler, YamlHandler
 from mmengine.runner import CheckpointLoader
 
 from mmdat.errors import CheckpointError, RunError
+from mmdat.weights import SCHEME
 
 from . import schemes  # which are registered before anything is replaced for a while
-from .reading import load_pickle, load_weights, torch_loads_weights_only
+from .reading import load_pickle, torch_loads_weights_only
 
 #: What the log of a run says where files are trusted.
 TRUSTED = 'Files are trusted (--trust-files): checkpoints and annotations may run code that they contain.'
@@ -35,13 +36,13 @@ class CheckpointFiles:
         self._read: dict[str, dict[str, Any]] = {}
 
     def read(self, path: str, everything: bool = False) -> dict[str, Any]:
-        """Read a local file as :func:`load_weights` does, and keep it until MMEngine loads it."""
+        """Read a file or published weights as :func:`read_checkpoint` does, and keep them until MMEngine loads them."""
         if path not in self._read or everything:
             self._read[path] = self._load(path, everything)
         return self._read[path]
 
     def load_from_local(self, filename: str, map_location: Any = None) -> dict[str, Any]:
-        """MMEngine's loader for local files."""
+        """MMEngine's loader for local files and published weights."""
         if filename in self._read:
             return self._read.pop(filename)
         return self._load(filename)
@@ -51,16 +52,17 @@ class CheckpointFiles:
         return self._load(str(_download(filename)))
 
     def _load(self, path: str, everything: bool = False) -> dict[str, Any]:
-        if self.trust and Path(path).expanduser().is_file():
-            return torch.load(Path(path).expanduser(), map_location='cpu', weights_only=False)
-        return load_weights(path, everything)
+        file = Path(path).expanduser()
+        if self.trust and file.is_file() and file.suffix != '.safetensors':
+            return torch.load(file, map_location='cpu', weights_only=False)
+        return schemes.read_checkpoint(path, everything)
 
 
 @contextmanager
 def reading_without_code(trust: bool = False) -> Iterator[CheckpointFiles]:
     """While it lasts, nothing that MMEngine reads can run code; afterwards all is as it was.
 
-    - Checkpoints, local or at http(s) addresses, are read by :func:`load_weights`, for whatever purpose.
+    - Checkpoints, local, by name or at http(s) addresses, are read by :func:`load_weights`, for whatever purpose.
     - ``torch.load``, whoever calls it, takes tensors and plain values only.
     - Annotations in pickle or YAML files may hold plain values and arrays of numbers only.
 
@@ -75,7 +77,7 @@ def reading_without_code(trust: bool = False) -> Iterator[CheckpointFiles]:
     files = CheckpointFiles(trust)
     # MMEngine has a public way to register a loader, and none to ask for the present one or to take one away.
     loaders = CheckpointLoader._schemes.copy()
-    CheckpointLoader.register_scheme(('', schemes.SAFETENSORS), files.load_from_local, force=True)
+    CheckpointLoader.register_scheme(('', schemes.SAFETENSORS, SCHEME), files.load_from_local, force=True)
     CheckpointLoader.register_scheme(('http://', 'https://'), files.load_from_http, force=True)
     handlers = dict(file_handlers)
     try:

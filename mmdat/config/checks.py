@@ -13,9 +13,10 @@ from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.utils import digit_version
 
-from mmdat.checkpoints.reading import load_weights
+from mmdat.checkpoints.schemes import is_remote, read_checkpoint
 from mmdat.errors import RunError
 from mmdat.models.checkpoint import is_official, unwrap
+from mmdat.weights import SCHEME
 
 from .parts import check_task
 from .walk import dicts, innermost_datasets
@@ -42,7 +43,7 @@ _SOURCES = [
 ]
 
 
-def check_run(cfg: Config, training: bool, read: Callable[[str], dict[str, Any]] = load_weights) -> None:
+def check_run(cfg: Config, training: bool, read: Callable[[str], dict[str, Any]] = read_checkpoint) -> None:
     """Check that the files and directories of a run exist.
 
     Looked at are the datasets and evaluators that the run uses, ``load_from``, and, for training,
@@ -70,9 +71,9 @@ def check_run(cfg: Config, training: bool, read: Callable[[str], dict[str, Any]]
     if training:
         for init_cfg in dicts(cfg.model):
             if init_cfg.get('type') == 'Pretrained' and isinstance(init_cfg.get('checkpoint'), str):
-                _check_checkpoint(init_cfg['checkpoint'], 'init_cfg of the model needs the checkpoint')
+                _check_checkpoint(init_cfg['checkpoint'], 'init_cfg of the model needs the checkpoint', read)
     if cfg.get('load_from'):
-        _check_checkpoint(cfg.load_from, 'the run needs the checkpoint')
+        _check_checkpoint(cfg.load_from, 'the run needs the checkpoint', read)
         if not cfg.get('resume'):
             _check_whole_model(cfg.load_from, read)
 
@@ -221,8 +222,10 @@ def _remedy(path: str) -> str:
     return 'put the data there or correct the path in the config (data_root, ann_file, data_prefix)'
 
 
-def _check_checkpoint(path: str, needs: str) -> None:
-    if '://' not in path and not os.path.isfile(os.path.expanduser(path)):
+def _check_checkpoint(path: str, needs: str, read: Callable[[str], dict[str, Any]]) -> None:
+    if path.startswith(SCHEME):
+        read(path)  # which downloads it now, and not after the data are loaded
+    elif not is_remote(path) and not os.path.isfile(os.path.expanduser(path)):
         raise RunError(
             f'{needs} {os.path.abspath(os.path.expanduser(path))}, which does not exist: put the file '
             f'there or correct the path'
@@ -231,7 +234,7 @@ def _check_checkpoint(path: str, needs: str) -> None:
 
 def _check_whole_model(path: str, read: Callable[[str], dict[str, Any]]) -> None:
     """Refuse an official classification file for a whole model: MMEngine would load none of its keys."""
-    if '://' in path:
+    if is_remote(path):
         return
     if is_official(unwrap(read(path))):
         raise RunError(
