@@ -11,6 +11,7 @@ from mmengine.runner import CheckpointLoader
 
 from mmdat.weights import SCHEME
 
+from .pretrained import load_pretrained
 from .reading import load_weights
 
 # MMEngine takes the prefixes of its schemes for regular expressions.
@@ -37,8 +38,6 @@ def is_remote(path: str) -> bool:
 
 def load_from_mmdat(filename: str, map_location: Any = None) -> dict[str, Any]:
     """MMEngine's loader of ``mmdat://NAME``; the weights are on the CPU."""
-    from .pretrained import load_pretrained  # models register themselves where this module is imported
-
     return load_pretrained(filename)
 
 
