@@ -29,7 +29,7 @@ from weights_server import serving
 import mmdat
 from mmdat import DAT, list_weights
 from mmdat.apis import network_input
-from mmdat.checkpoints.pretrained import load_pretrained
+from mmdat.checkpoints.pretrained import load_pretrained, read_published
 from mmdat.checkpoints.reading import load_weights
 from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.checkpoints.writing import save_weights
@@ -321,8 +321,14 @@ def test_files_of_something_else_are_refused(make, why, released, cache):
     assert left(cache) == [FILE]
 
 
-def test_a_page_from_a_mirror_is_no_checkpoint(released, cache, monkeypatch):
-    """End to end by name; that of the authors is not asked, for this test is to work without a network."""
+def test_a_page_in_the_place_of_a_download_is_named(released, cache):
+    with serving(released) as server, pytest.raises(CheckpointError, match=r'sends another file \(it is a web page'):
+        fetch(published_at(f'{server.address}/page'), lambda path: read_published(path, find_weights('dat_t_in1k')))
+    assert left(cache) == []
+
+
+def test_a_name_is_fetched_from_a_mirror(released, cache, monkeypatch):
+    """From end to end; the authors are not asked, so that this needs no network."""
     with serving(released) as server:
         monkeypatch.setenv('MMDAT_WEIGHTS', f'{server.address}/mirror')
         assert load_pretrained('dat_t_in1k')['state_dict']['head.fc.weight'].shape == (1000, 768)
@@ -448,6 +454,24 @@ def test_a_config_of_another_project_takes_a_name(given, tmp_path):
     assert done.stdout.splitlines()[-1:] == ['loaded'], done.stderr
 
 
+ON_TORCH_ALONE = """
+import sys
+
+for name in ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'):
+    sys.modules[name] = None  # which makes Python refuse to import it
+import numpy
+import mmdat
+
+model = mmdat.DAT.from_pretrained('tiny', out_indices=(1, 3))
+print(mmdat.features('tiny', numpy.zeros((32, 32, 3), numpy.uint8)).pooled.shape, len(mmdat.list_weights()))
+"""
+
+
+def test_names_and_features_need_pytorch_alone(given):
+    done = subprocess.run([sys.executable, '-c', ON_TORCH_ALONE], capture_output=True, text=True)
+    assert done.stdout == 'torch.Size([1, 768]) 20\n', done.stderr
+
+
 # --- safetensors -----------------------------------------------------------------------------------
 
 
@@ -480,6 +504,13 @@ def test_both_formats_load_by_every_way_of_mmengine(name, both_formats, nano, tm
         restricted = DAT(nano, img_size=64)
         load_checkpoint(restricted, path)
     for model in (by_init_cfg, by_load_checkpoint, restricted):
+        assert holds(model, both_formats.state_dict())
+
+
+def test_both_formats_load_in_plain_pytorch(both_formats, nano, tmp_path):
+    for name in ('a.pth', 'a.safetensors'):
+        model = DAT(nano, img_size=64)
+        model.load_state_dict(load_weights(tmp_path / name))
         assert holds(model, both_formats.state_dict())
 
 

@@ -26,12 +26,16 @@ def load_pretrained(name: str) -> dict[str, Any]:
         CheckpointError: If the name is unknown, or there is no way to the file; says what to do by hand.
     """
     weights = find_weights(name)
-    state_dict = fetch(weights, lambda path: _read(path, weights))
+    state_dict = fetch(weights, lambda path: read_published(path, weights))
     return dict(state_dict=state_dict, meta=dict(mmdat_weights=weights.name))
 
 
-def _read(path: Path, weights: Weights) -> StateDict:
-    """The state dict of a file, in the toolboxes' layout, if it is of the right model."""
+def read_published(path: Path, weights: Weights) -> StateDict:
+    """The state dict of a file, in the toolboxes' layout, if it is of the right model.
+
+    Raises:
+        CheckpointError: If it is not; the message is a part of a sentence that :func:`mmdat.weights.fetch` makes.
+    """
     with path.open('rb') as file:
         if file.read(64).lstrip().lower().startswith(_WEB_PAGE):
             raise CheckpointError('it is a web page, as servers send when a quota is used up or a file has moved')
