@@ -9,7 +9,7 @@ from mmengine.model import revert_sync_batchnorm
 from torch import Tensor
 
 from mmdat.apis import build_model, load_backbone
-from mmdat.checkpoints.reading import load_weights
+from mmdat.checkpoints.schemes import read_checkpoint
 from mmdat.config.load import load_config
 from mmdat.errors import CheckpointError, RunError
 from mmdat.models import DAT, DeformableAttention, NeighborhoodAttention, WindowAttention
@@ -101,7 +101,7 @@ def load_model(source: Union[str, Config], checkpoint: Optional[str] = None, who
             raise RunError(f'--whole exports the model of a config, but {source} is a backbone by itself')
         backbone = DAT(source)
         if checkpoint:
-            backbone.load_state_dict(unwrap(load_weights(checkpoint)))
+            backbone.load_state_dict(unwrap(read_checkpoint(checkpoint)))
         model: nn.Module = Backbone(backbone)
     else:
         cfg = load_config(source) if isinstance(source, str) else source
@@ -123,7 +123,7 @@ def _load_whole(cfg: Config, checkpoint: Optional[str]) -> nn.Module:
         raise RunError(f'--whole works with default_scope mmdet, mmseg and mmpretrain, but the config has {scope}')
     model = revert_sync_batchnorm(build_model(cfg))
     if checkpoint:
-        missing = model.load_state_dict(unwrap(load_weights(checkpoint)), strict=False).missing_keys
+        missing = model.load_state_dict(unwrap(read_checkpoint(checkpoint)), strict=False).missing_keys
         if missing:
             raise CheckpointError(
                 f'{checkpoint} lacks weights of the model, such as {missing[0]}: choose a checkpoint of this config'

@@ -81,9 +81,9 @@ def _files(names: Sequence[Union[str, Path]]) -> Iterator[Path]:
 def _about(cfg: Config, checkpoint: Optional[str]) -> dict[str, Any]:
     from mmengine.registry import DATASETS
 
-    from mmdat.checkpoints.reading import load_weights
+    from mmdat.checkpoints.schemes import read_checkpoint
 
     meta = dict(DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True)).metainfo)
-    saved = (load_weights(checkpoint).get('meta') or {}) if checkpoint else {}
+    saved = (read_checkpoint(checkpoint).get('meta') or {}) if checkpoint else {}
     classes = (saved.get('dataset_meta') or {}).get('classes') or meta.get('classes') or ()
     return dict(describe(cfg), classes=list(classes))
