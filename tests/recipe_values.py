@@ -361,28 +361,35 @@ def test_sizes(config: Config, model: nn.Module) -> str:
 
 
 def training_sizes(config: Config, model: nn.Module) -> str:
-    parts = []
-    for options in walk(config.train_dataloader.dataset.pipeline):
-        if options.type == 'RandomChoiceResize':
+    return '; '.join(size_changes(config.train_dataloader.dataset.pipeline))
+
+
+def size_changes(pipeline: list) -> list:
+    """What the transforms of a training pipeline do to the size of an image, in words."""
+    texts = []
+    for options in pipeline:
+        if options.type == 'RandomChoice':
+            texts.append('either ' + ', or '.join(', then '.join(size_changes(one)) for one in options.transforms))
+        elif options.type == 'RandomChoiceResize':
             one = build(options)
             long = options.get('max_size') or one.scales[0][1]
             shorts = [scale if isinstance(scale, int) else scale[0] for scale in one.scales]
             steps = {b - a for a, b in zip(shorts, shorts[1:])}
             text = f'{shorts[0]} to {shorts[-1]} by {steps.pop()}' if len(steps) == 1 else numbers(shorts)
-            parts.append(f'short side {text}, long at most {long}')
+            texts.append(f'short side {text} (long at most {long})')
         elif options.type == 'RandomResize':
             scale, ratios = options.scale, options.ratio_range
-            parts.append(f'within {scale[0]}x{scale[1]} times {number(ratios[0])} to {number(ratios[1])}')
+            texts.append(f'within {scale[0]}x{scale[1]} times {number(ratios[0])} to {number(ratios[1])}')
         elif options.type == 'RandomCrop':
             low, high = options.crop_size
             kind = f'{low} to {high}' if options.get('crop_type') == 'absolute_range' else f'{low}x{high}'
-            filled = f', no class above {options.cat_max_ratio} of it' if 'cat_max_ratio' in options else ''
-            parts.append(f'crop {kind}{filled}')
+            filled = f' (no class above {options.cat_max_ratio} of it)' if 'cat_max_ratio' in options else ''
+            texts.append(f'crop {kind}{filled}')
         elif options.type == 'RandomResizedCrop':
             one = build(options)
             low, high = one.crop_ratio_range
-            parts.append(f'crop of {number(low)} to {number(high)} of the area, to {one.scale[0]}x{one.scale[1]}')
-    return '; '.join(parts)
+            texts.append(f'crop of {number(low)} to {number(high)} of the area, to {one.scale[0]}x{one.scale[1]}')
+    return texts
 
 
 def augmentation(config: Config, model: nn.Module) -> str:
