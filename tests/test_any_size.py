@@ -14,6 +14,7 @@ from mmdat.models.dat import MIN_SIZE
 from mmdat.models.mixers.deformable import POSITION_BIASES
 from mmdat.ops import TableBias, deformable_attention
 
+pytestmark = pytest.mark.usefixtures('on_device')
 LARGEST = 1500
 #: Dtype, whether autocast makes bfloat16 of it, and how far the fast form may be from the naive one: outputs and
 #: gradients, as parts of the largest value.
@@ -123,12 +124,12 @@ def results(module, x, precision):
     dtype, autocast, *_ = PRECISIONS[precision]
     module = module.to(dtype)
     x = x.to(dtype).detach().requires_grad_()
-    with torch.autocast('cpu', torch.bfloat16, enabled=autocast):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=autocast):
         outs = module(x)
     outs = outs if isinstance(outs, tuple) else (outs,)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator(x.device).manual_seed(1)
     # Mean squares would not do: behind a norm they are constant.
-    loss = sum((out.to(dtype) * torch.randn(out.shape, generator=generator)).sum() for out in outs)
+    loss = sum((out.to(dtype) * torch.randn(out.shape, generator=generator, device=x.device)).sum() for out in outs)
     # In bfloat16 on CPUs, PyTorch's depthwise convolution of maps narrower than its kernel leaves parts of the gradient
     # of its weight undefined (docs/reliability.md).
     undefined = 'offset_net.0.weight' if autocast else '-'

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import itertools
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -204,6 +205,20 @@ def test_no_weight_decay_names_norms_and_tables(nano, position_bias):
     assert tables == {name for name in parameters if name.endswith('relative_position_bias_table')}
     # Of what is left, vectors are biases: those of linear layers and convolutions.
     assert all(name.endswith('.bias') for name in set(parameters) - named if parameters[name].dim() == 1)
+
+
+# --- other forms of the model --------------------------------------------------------------
+@pytest.mark.parametrize('change', [dict(), dict(position_bias='log'), dict(position_bias='fixed')])
+def test_a_traced_program_is_right_at_other_sizes(nano, change):
+    """torch.jit.trace, which counters of multiply-adds and older exporters use, keeps sizes as they are at run time."""
+    model = DAT({**nano, **change}, img_size=64).eval()
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it is deprecated
+        program = torch.jit.trace(model, torch.randn(1, 3, 128, 160), check_trace=False)
+        for shape in [(1, 3, 128, 160), (2, 3, 70, 128), (1, 3, 32, 45)]:
+            x = torch.randn(shape)
+            for out, other in zip(program(x), model(x)):
+                torch.testing.assert_close(out, other, rtol=1e-4, atol=1e-4)
 
 
 # --- training ------------------------------------------------------------------------------
