@@ -5,14 +5,16 @@ the same two passes are registered as operators (``operator.py`` of each operato
 """
 
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple, NoReturn, Optional
+from dataclasses import dataclass
+from typing import Any, Callable, NoReturn, Optional
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
 
-class Passes(NamedTuple):
+@dataclass(frozen=True)  # no tuple, which torch.vmap would take apart
+class Passes:
     """A function written as a forward and a backward pass.
 
     Attributes:
@@ -46,7 +48,7 @@ class _Pass(Function):
     @classmethod
     def vmap(cls, info: Any, in_dims: tuple, *args: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         samples = [
-            cls.apply(*(x if dim is None else x.select(dim, i) for x, dim in zip(args, in_dims)))
+            cls.apply(*(x.select(dim, i) if isinstance(dim, int) else x for x, dim in zip(args, in_dims)))
             for i in range(info.batch_size)
         ]
         outs = tuple(torch.stack(values) for values in zip(*samples))

@@ -46,7 +46,7 @@ def check_bias(query: Tensor, key: Tensor, num_heads: int, bias: Optional[Positi
                 f'the table of FixedBias must be ({num_heads}, queries, keys) for num_heads={num_heads}, '
                 f'got {tuple(bias.table.shape)}'
             )
-        if tuple(bias.query_size) != tuple(query.shape[2:]) or bias.num_keys != key[0, 0].numel():
+        if tuple(bias.query_size) != tuple(query.shape[2:]) or bias.num_keys != key.shape[2] * key.shape[3]:
             raise ValueError(
                 f'FixedBias is for {tuple(bias.query_size)} queries and {bias.num_keys} keys, '
                 f'but the maps have {tuple(query.shape[2:])} and {tuple(key.shape[2:])}'
