@@ -1,4 +1,4 @@
-"""One training step and one prediction of a config of each family of the zoo, on a made-up image.
+"""One training step and one prediction of a config of each family of the zoo, with a nano backbone and a made-up image.
 
 With a compiled mmcv this file records the results for ``tests/test_without_compiled_operators.py``; with ``--check`` it
 compares with what is recorded, and says which operators it did that with:
@@ -12,9 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from conftest import NANO
 from mmengine.registry import init_default_scope
 
 from mmdat.config.load import load_config
+from mmdat.models.arch import ARCHS
 
 ROOT = Path(__file__).parents[1]
 RECORDED = Path(__file__).parent / 'data' / 'compiled_mmcv' / 'families.pt'
@@ -33,6 +35,7 @@ FAMILIES = [
     '{}_t_300e_in1k',
     'demo/maskrcnn_{}nano_shapes',
 ]
+HEADS = ('decode_head', 'auxiliary_head', 'panoptic_head', 'head')
 NAMES = [name.format(generation) for name in FAMILIES for generation in ('dat', 'datpp')]
 
 
@@ -44,7 +47,7 @@ def detection_sample():
     boxes, labels = torch.tensor([[16.0, 8, 64, 40], [40, 20, 90, 60]]), torch.tensor([1, 0])
     masks = np.zeros((2, *SIZE), dtype=np.uint8)
     panoptic = np.full(SIZE, 90)
-    for mask, label, (x1, y1, x2, y2) in zip(masks, labels, boxes.int().tolist()):
+    for mask, label, (x1, y1, x2, y2) in zip(masks, labels.tolist(), boxes.int().tolist()):
         mask[y1:y2, x1:x2] = 1
         panoptic[y1:y2, x1:x2] = label
     shapes = dict(img_shape=SIZE, ori_shape=SIZE, scale_factor=(1.0, 1.0), batch_input_shape=SIZE)
@@ -82,6 +85,17 @@ def prediction_of(sample) -> dict:
     return {'scores': sample.pred_score[:20]}
 
 
+def make_nano(model) -> None:
+    """Put the nano backbone of the same generation in, and its channels into what reads its maps."""
+    generation = 'dat++' if model.backbone.arch.endswith('++') else 'dat'
+    channels = dict(zip(ARCHS[model.backbone.arch]['dims'], NANO[generation]['dims']))
+    model.backbone.arch = NANO[generation]
+    for part in [model.neck] if 'in_channels' in model.get('neck', {}) else [model.get(head, {}) for head in HEADS]:
+        given = part.get('in_channels')
+        if given is not None:
+            part.in_channels = channels[given] if isinstance(given, int) else [channels[number] for number in given]
+
+
 def small_model(name: str):
     """The model of a config for images of ``SIZE``, seeded."""
     (path,) = (ROOT / 'configs').glob(f'{name}.py')
@@ -95,6 +109,8 @@ def small_model(name: str):
         preprocessor.size = SIZE
     model.data_preprocessor = preprocessor
     model.backbone.pop('init_cfg', None)
+    if not name.startswith('demo/'):
+        make_nano(model)
     init_default_scope(config.get('default_scope', 'mmdet'))
     from mmengine.registry import MODELS
 

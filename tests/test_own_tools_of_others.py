@@ -20,8 +20,8 @@ model = dict(
             stage_spec=('L', 'S', 'LD', 'SD'))),
     neck=dict(in_channels=[16, 32, 64, 128]))
 shapes = dict(
-    data_root='{data}/', ann_file='annotations/instances_train.json', data_prefix=dict(img='images/training'), indices=2,
-    metainfo=dict(classes=('circle', 'square', 'triangle', 'star')))
+    data_root='{data}/', ann_file='annotations/instances_train.json', data_prefix=dict(img='images/training'),
+    indices=2, metainfo=dict(classes=('circle', 'square', 'triangle', 'star')))
 train_dataloader = dict(batch_size=2, num_workers=0, persistent_workers=False, dataset=shapes)
 val_dataloader = val_cfg = val_evaluator = None
 train_cfg = dict(max_epochs=1, val_interval=10)
