@@ -1,7 +1,6 @@
 """Install and try mmdat with each stack and Python version that is there, and print what was measured as a table.
 
-Only combinations whose interpreter is found (on PATH or by pyenv) and whose mmcv is already compiled are tried, for
-compiling takes 10 to 20 minutes each; --compile does that too. Environments stay, and are used again.
+Only combinations whose interpreter is found (on PATH or by pyenv) are tried. Environments stay, and are used again.
 
     python dev/test_matrix.py --out matrix.md
 
@@ -41,20 +40,12 @@ def find_interpreter(version: str) -> Optional[str]:
     return None
 
 
-def is_compiled(stack: str, version: str) -> bool:
-    """Whether tools/install.sh has a wheel of mmcv for this combination."""
-    cache = Path(os.environ.get('MMDAT_CACHE', Path.home() / '.cache/mmdat'))
-    return any(cache.glob(f'wheels/{stack}-mmcv*-cp{version.replace(".", "")}-*/*.whl'))
-
-
-def measure(stack: str, version: str, environments: Path, compile: bool) -> dict:
+def measure(stack: str, version: str, environments: Path) -> dict:
     """A row of the table."""
     row = dict(stack=stack, Python=version, PyTorch='', mmcv='', tests=NOT_MEASURED)
     python = find_interpreter(version)
     if python is None:
         return dict(row, tests=f'{NOT_MEASURED}: no interpreter')
-    if not (compile or is_compiled(stack, version)):
-        return dict(row, tests=f'{NOT_MEASURED}: mmcv not compiled (--compile)')
     venv = environments / f'{stack}-{version}'
     options = ['--stack', stack, '--python', python, '--venv', str(venv)]
     if subprocess.run(['bash', str(ROOT / 'tools/install.sh'), *options]).returncode:
@@ -73,11 +64,10 @@ def measure(stack: str, version: str, environments: Path, compile: bool) -> dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--compile', action='store_true', help='compile mmcv where that has not been done')
     parser.add_argument('--envs', type=Path, default=ROOT / '.matrix', help='where the environments go')
     parser.add_argument('--out', type=Path, help='a Markdown file for the table, beside printing it')
     args = parser.parse_args()
-    rows = [measure(stack, version, args.envs, args.compile) for stack in STACKS for version in versions(stack)]
+    rows = [measure(stack, version, args.envs) for stack in STACKS for version in versions(stack)]
     lines = ['| ' + ' | '.join(rows[0]) + ' |', '|' + ' --- |' * len(rows[0])]
     table = '\n'.join(lines + ['| ' + ' | '.join(row.values()) + ' |' for row in rows])
     print(table)

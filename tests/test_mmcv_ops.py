@@ -8,16 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mmcv
 import mmcv_ops_torchvision
 import pytest
 import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from mmcv_op_cases import RECORDED, boxes, call, cases, rois
 from torch.nn.functional import cross_entropy
+from uncompiled import paths_without_compiled_operators
 
-ROOT = Path(__file__).parents[1]
-STAND_IN = ROOT / 'mmcv-ops-torchvision'
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
 COMPILED = importlib.util.find_spec('mmcv._ext') and Path(importlib.util.find_spec('mmcv._ext').origin).suffix != '.py'
 
@@ -208,16 +206,11 @@ def test_half_precision_is_computed_in_float32_and_rounded_once(name, dtype, dev
 
 @pytest.fixture(scope='module')
 def uncompiled(tmp_path_factory):
-    """A directory with mmcv as it is without compiled operators, and the stand-in in their place."""
-    directory = tmp_path_factory.mktemp('uncompiled')
-    source = Path(mmcv.__file__).parent
-    shutil.copytree(source, directory / 'mmcv', ignore=shutil.ignore_patterns('_ext.*', '__pycache__', 'csrc'))
-    shutil.copy(STAND_IN / 'mmcv' / '_ext.py', directory / 'mmcv')
-    return directory
+    """A ``PYTHONPATH`` with mmcv as it is without compiled operators, and the stand-in in their place."""
+    return paths_without_compiled_operators(tmp_path_factory.mktemp('uncompiled'))
 
 
-def run(directory, code):
-    paths = os.pathsep.join(map(str, (directory, STAND_IN, ROOT)))
+def run(paths, code):
     command = [sys.executable, '-c', code]
     return subprocess.run(command, env={**os.environ, 'PYTHONPATH': paths}, capture_output=True, text=True, check=True)
 
@@ -250,7 +243,7 @@ except NotImplementedError as error:
 
 
 @pytest.mark.skipif(not COMPILED, reason='mmcv is not compiled here')
-def test_compiled_operators_go_first(uncompiled, tmp_path):
-    shutil.copytree(uncompiled / 'mmcv', tmp_path / 'mmcv')
+def test_compiled_operators_go_first(tmp_path):
+    paths = paths_without_compiled_operators(tmp_path)
     shutil.copy(importlib.util.find_spec('mmcv._ext').origin, tmp_path / 'mmcv')
-    assert run(tmp_path, 'import mmcv._ext; print(mmcv._ext.__file__)').stdout.strip().endswith('.so')
+    assert run(paths, 'import mmcv._ext; print(mmcv._ext.__file__)').stdout.strip().endswith('.so')

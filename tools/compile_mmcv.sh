@@ -20,7 +20,7 @@ PY
 nvcc_from_index() {
   local toolkit home
   toolkit=$("$py" -c 'from importlib.metadata import version; print(version("cuda-toolkit"))')
-  pip install "cuda-toolkit[nvcc,cccl]==$toolkit"
+  pip_install "cuda-toolkit[nvcc,cccl]==$toolkit"
   home=$(dirname "$(dirname "$(find "$venv"/lib/python*/site-packages/nvidia -path '*/bin/nvcc')")")
   # The linker looks for libcudart.so; the wheel has the versioned file alone.
   mkdir -p "$venv/cuda-link"
@@ -67,7 +67,7 @@ compile_mmcv() {
   tag=$("$py" -c 'import platform, sys, torch; print(f"torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
   wheels=${MMDAT_CACHE:-$HOME/.cache/mmdat}/wheels/$stack-mmcv$mmcv_version-$tag-$kind${architectures:+-${architectures//[;, ]/_}}
   if ! compgen -G "$wheels/*.whl" >/dev/null; then
-    step 'ninja' "$net" pip install ninja psutil
+    step 'ninja' "$net" pip_install ninja psutil
     rm -f "$venv/cuda-home"
     if [[ $kind == cu* ]] && ! PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v nvcc >/dev/null; then
       step 'nvcc' "PyTorch comes with no CUDA compiler for this version: install the CUDA toolkit ${kind#cu}, or leave --compile-ops out." nvcc_from_index

@@ -92,14 +92,22 @@ step() {
   fi
 }
 pip() { "$py" -m pip "$@" -c "$pins"; }
+# Modules are compiled to bytecode when they are first imported: most of some 14,000 never are.
+pip_install() { pip install --no-compile "$@"; }
 
-# mmcv as it comes: with --compile-ops or --wheel not in the list that is installed.
-packages() { if [[ $compile_ops || $wheel ]]; then grep -vE '^(onedl-mmcv|mmcv-lite)==' "$pins"; else cat "$pins"; fi; }
+# What is installed beside PyTorch: of the list everything, but mmcv where compiled operators are there or are to be.
+packages() {
+  if [[ $wheel ]] || "$py" -c "$is_compiled" 2>/dev/null; then
+    grep -vE '^(onedl-mmcv|mmcv-lite)==' "$pins"
+  else
+    cat "$pins"
+  fi
+}
 
 # Put a compiled mmcv in the place of any other.
 replace_mmcv() {
   "$py" -m pip uninstall -y mmcv mmcv-lite onedl-mmcv
-  pip install "$1"
+  pip_install "$1"
 }
 
 # --- the steps -----------------------------------------------------------------------------
@@ -121,8 +129,8 @@ mkdir -p "$logs"
 echo "$stack" >"$venv/mmdat-stack"
 echo "Installing mmdat with the $stack stack into $venv ($("$py" --version))"
 
-step 'build tools' "$net" pip install 'setuptools<81' wheel
-step 'torch and torchvision' "$net" pip install torch torchvision ${torch_index:+--index-url "$torch_index"}
+step 'build tools' "$net" pip_install 'setuptools<81' wheel
+step 'torch and torchvision' "$net" pip_install torch torchvision ${torch_index:+--index-url "$torch_index"}
 
 if [[ $compile_ops ]]; then
   # shellcheck source=tools/compile_mmcv.sh
@@ -130,12 +138,12 @@ if [[ $compile_ops ]]; then
   compile_mmcv
 fi
 packages >"$venv/mmdat-packages.txt"
-step 'mmengine, mmdet, mmseg, mmpretrain' "$net" pip install -r "$venv/mmdat-packages.txt"
+step 'mmengine, mmdet, mmseg, mmpretrain' "$net" pip_install -r "$venv/mmdat-packages.txt"
 if [[ $wheel ]]; then
   step 'mmcv' "If the wheel is damaged, remove $wheel and run this command again." replace_mmcv "$wheel"
 fi
-step 'mmcv-ops-torchvision' "$net" pip install --no-build-isolation --force-reinstall --no-deps "$root/mmcv-ops-torchvision"
-step 'mmdat' "$net" pip install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
+step 'mmcv-ops-torchvision' "$net" pip_install --no-build-isolation --force-reinstall --no-deps "$root/mmcv-ops-torchvision"
+step 'mmdat' "$net" pip_install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
 step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext cannot be imported, mmcv was compiled for another torch: remove $wheel and run this command again." "$py" -c "$check
 import mmdet.models, mmseg.models, mmpretrain.models, mmdat"
 echo "$fingerprint" >"$venv/mmdat-installed"
