@@ -1,4 +1,4 @@
-"""How much the fast forms may hold at a time."""
+"""How much the forms of the operators may hold at a time."""
 
 import os
 from typing import Optional
@@ -8,8 +8,13 @@ import torch
 #: Bytes of scores that are held at a time, on a CPU a part of its caches, elsewhere enough for few large kernels.
 CHUNK_BYTES = {'cpu': 8 * 2**20, 'other': 256 * 2**20}
 
+#: On a GPU, the plain form of deformable attention is taken where it holds no more than this for a layer: it moves
+#: fewer bytes in fewer kernels than tiles do (counted, docs/gpu.md). On a CPU tiles stay in its caches.
+PLAIN_BYTES = {'cpu': 0, 'other': 2**30}
+
 # Read once: torch.compile of torch 2.1 cannot trace the environment.
 _FROM_ENVIRONMENT = os.environ.get('MMDAT_CHUNK_BYTES')
+_PLAIN_FROM_ENVIRONMENT = os.environ.get('MMDAT_PLAIN_BYTES')
 
 
 def scores_at_a_time(device: torch.device, dtype: torch.dtype, chunk_bytes: Optional[int] = None) -> int:
@@ -30,3 +35,19 @@ def scores_at_a_time(device: torch.device, dtype: torch.dtype, chunk_bytes: Opti
     if chunk_bytes < 1:
         raise ValueError(f'chunk_bytes (MMDAT_CHUNK_BYTES) must be positive, got {chunk_bytes}')
     return max(chunk_bytes // torch.finfo(dtype).bits * 8, 1)
+
+
+def bytes_for_plain_form(device: torch.device, plain_bytes: Optional[int] = None) -> int:
+    """How many bytes the plain form of a layer may hold to be chosen on a device.
+
+    Args:
+        device: Where the layer runs.
+        plain_bytes: The bound; by default that of the environment variable ``MMDAT_PLAIN_BYTES`` when mmdat was
+            imported, or :data:`PLAIN_BYTES`.
+    """
+    if plain_bytes is not None:
+        return plain_bytes
+    if _PLAIN_FROM_ENVIRONMENT is not None:
+        return int(_PLAIN_FROM_ENVIRONMENT)
+    # The meta device stands for the largest inputs.
+    return PLAIN_BYTES['cpu' if device.type in ('cpu', 'meta') else 'other']

@@ -6,6 +6,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmdat.compat import at_least
 from mmdat.ops import SAMPLERS, FixedBias, LogBias, TableBias, check_implementation, deform_sample, deformable_attention
 from mmdat.ops.position_bias import PositionBias
 
@@ -109,7 +110,7 @@ class DeformableAttention(nn.Module):
         query = channelwise(self.proj_q, x)
         if self.offset_net is None:
             position = None
-            sampled = F.avg_pool2d(x, [min(self.stride, side) for side in x.shape[2:]])
+            sampled = F.avg_pool2d(x, [-at_least(-side, -self.stride) for side in x.shape[2:]])
         else:
             position = self.offset_net(query).position
             sampled = deform_sample(x, position, self.sampler)
@@ -132,7 +133,7 @@ class DeformableAttention(nn.Module):
             return None
         height, width = query.shape[2:]
         if self.position_bias == 'fixed':
-            return FixedBias(self.relative_position_bias_table, (height, width), position[0, 0, ..., 0].numel())
+            return FixedBias(self.relative_position_bias_table, (height, width), position.shape[2] * position.shape[3])
         axes = [query_axis(size, self.convention, position) for size in (height, width)]
         if self.position_bias == 'table':
             return TableBias(self.relative_position_bias_table, position, *axes, evenly_spaced=True)

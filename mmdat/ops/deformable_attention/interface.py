@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdat.compat import is_compiling
 
-from ..budget import scores_at_a_time
+from ..budget import bytes_for_plain_form, scores_at_a_time
 from ..checks import check_bias, check_maps, sizes_are_numbers
 from ..implementation import Choice, check_implementation, log_choice
 from ..position_bias import PositionBias, TableBias
@@ -84,8 +84,6 @@ def choose_deformable_attention(
         return Choice('naive', 'there are no queries or no keys')
     if bias is None and not dropout:
         return Choice('sdpa', 'without a position bias, PyTorch has a fused form')
-    if impl == 'fast' and sizes_are_numbers():
-        pass
     if not isinstance(bias, TableBias) or dropout or bias.query_y.requires_grad or bias.query_x.requires_grad:
         return Choice('chunked', 'tiles are for a table as bias, without dropout')
     if impl == 'triton':
@@ -95,6 +93,13 @@ def choose_deformable_attention(
             return Choice('tiled', 'the kernels are for evenly spaced queries')
         check_available(query, num_heads)
         return Choice('triton', 'it was asked for')
+    if impl == 'fast' and sizes_are_numbers():
+        bound = bytes_for_plain_form(query.device, plain_bytes)
+        # Held for the backward pass: displacements of each group; bias, scores and weights of each head.
+        pairs = query.shape[0] * query.shape[2] * query.shape[3] * key.shape[2] * key.shape[3]
+        held = pairs * (8 * bias.position.shape[1] + 12 * num_heads)
+        if held <= bound:
+            return Choice('naive', 'all scores fit the bound of memory, so nothing is computed twice')
     return Choice('tiled', 'its memory is linear in the number of pixels')
 
 

@@ -132,7 +132,11 @@ def choose_window_attention(
         check_maps(query, key, value, num_heads, dropout)
         check_same_map(query, key)
         check_windows(query, bias_table, num_heads, window_size, shift)
-    return _choose(query, num_heads, dropout, impl) or Choice('tiled', 'it holds a part of the windows at a time')
+    choice = _choose(query, num_heads, dropout, impl)
+    if choice is None and impl == 'fast' and query.is_cuda:
+        # Its scores are few, and by count it moves fewer bytes in fewer kernels (docs/gpu.md).
+        return Choice('naive', 'windows have few scores, which are all held')
+    return choice or Choice('tiled', 'it holds a part of the windows at a time')
 
 
 def _choose(query: Tensor, num_heads: int, dropout: float, impl: str) -> Optional[Choice]:
