@@ -1,5 +1,6 @@
 """Runs that are cut off: what was whole stays whole, and after --resume all is as if nothing had happened."""
 
+import fcntl
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ import pickle
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,13 +17,17 @@ import numpy as np
 import pytest
 import torch
 from in_process import run_tool
+from mmengine.config import Config
 from mmengine.dataset import DefaultSampler, InfiniteSampler
 from mmengine.runner import Runner
 from paths import DEMO, ROOT
 
+from mmdat.checkpoints import resuming, work_dir
+from mmdat.checkpoints.reading import load_weights
 from mmdat.checkpoints.resuming import load_run
 from mmdat.checkpoints.whole_files import WholeFileBackend
-from mmdat.errors import RunError
+from mmdat.checkpoints.work_dir import only_run
+from mmdat.errors import CheckpointError, RunError
 from mmdat.hooks.loops import SeededDataset, seeded
 
 # Kills its process in the middle of an iteration, or when half of a checkpoint is on the disk.
@@ -280,3 +286,114 @@ def test_moved_work_directories_can_be_resumed(train, workplace):
     shutil.move('work', 'moved')
     assert train('moved', 2, '--resume') == 0
     assert load_run('moved/epoch_2.pth')['meta']['epoch'] == 2
+
+
+# --- which checkpoint, and what changed ------------------------------------------------------------
+
+
+def log_of(work_dir):
+    return max(Path(work_dir).glob('*_*/*.log')).read_text()
+
+
+def test_a_copied_directory_goes_on_from_its_own_checkpoint(train, workplace):
+    assert train('work', 1) == 0
+    shutil.copytree('work', 'copy')
+    assert train('copy', 2, '--resume') == 0
+    assert f'Load checkpoint from copy{os.sep}epoch_1.pth' in log_of('copy')
+
+
+def test_without_a_pointer_the_last_iteration_counts_not_the_newest_file(tmp_path):
+    for number in (10, 9, 2):
+        (tmp_path / f'epoch_{number}.pth').touch()
+    os.utime(tmp_path / 'epoch_10.pth', (1, 1))
+    names = [path.name for path in resuming._candidates(Config(dict(work_dir=str(tmp_path))), load_weights)]
+    assert names == ['epoch_10.pth', 'epoch_9.pth', 'epoch_2.pth']
+
+
+def test_what_changed_is_listed_with_old_and_new(train, workplace):
+    assert train('work', 1) == 0
+    with Path('mine.py').open('a') as config:
+        config.write('train_dataloader.update(batch_size=3)\noptim_wrapper = dict(optimizer=dict(lr=0.5))\n')
+        config.write('randomness = dict(seed=8)\n')
+    assert train('work', 2, '--resume') == 0
+    (warning,) = [line for line in log_of('work').splitlines() if 'goes on otherwise' in line]
+    for text in ('train_dataloader.batch_size: 2 -> 3', 'optimizer.lr: 0.001 -> 0.5', 'randomness.seed: 3 -> 8'):
+        assert text in warning
+    assert 'train_cfg.max_epochs: 1 -> 2' in warning
+
+
+PLACES = {
+    'a multiple of the sum': (dict(iter=8, epoch=2), 4, 'iter', None),
+    'within a sum': (dict(iter=6, epoch=1), 4, 'iter', 'in the middle of 4 whose gradients are summed'),
+    'the end of an epoch': (dict(iter=6, epoch=2), 1, 'epoch', None),
+    'within an epoch': (dict(iter=7, epoch=2), 1, 'epoch', 'within an epoch of 3, .*checkpoint.by_epoch=True'),
+    'the end of an epoch that does not count': (dict(iter=6, epoch=1), 1, 'epoch', 'within an epoch of 3'),
+}
+
+
+@pytest.mark.parametrize('meta, counts, kind, message', PLACES.values(), ids=PLACES)
+def test_places_from_which_a_run_would_not_go_on_as_if_uninterrupted(meta, counts, kind, message, tmp_path):
+    info = dict(runtime_info=dict(max_epochs=3, max_iters=9))
+    torch.save(dict(meta=dict(meta, seed=3), state_dict={}, optimizer={}, message_hub=info), tmp_path / 'iter_1.pth')
+    loops = dict(iter=dict(type='IterBasedTrainLoop'), epoch=dict(by_epoch=True))
+    cfg = Config(dict(work_dir=str(tmp_path), train_cfg=loops[kind], optim_wrapper=dict(accumulative_counts=counts)))
+    for resume, error in ((str(tmp_path / 'iter_1.pth'), CheckpointError), ('auto', RunError)):
+        if message:
+            with pytest.raises(error, match=message):
+                resuming.resumed(cfg, resume)
+        else:
+            assert resuming.resumed(cfg, resume)[0].load_from == str(tmp_path / 'iter_1.pth')
+
+
+# --- one run in a directory ------------------------------------------------------------------------
+
+
+def test_a_second_run_in_the_same_directory_is_refused(train, workplace, capsys):
+    with only_run('work'):
+        assert train('work', 1) == 1
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert f'is the work directory of a run of process {os.getpid()} on {socket.gethostname()}' in said
+    assert not Path('work', work_dir.NAME).exists()
+    with only_run('work'), only_run('elsewhere'):
+        pass
+
+
+HOLDER = """
+import time
+from mmdat.checkpoints.work_dir import only_run
+with only_run("work"):
+    print(1, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_the_lock_of_a_killed_run_does_not_count(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    holder = subprocess.Popen([sys.executable, '-c', HOLDER], stdout=subprocess.PIPE, env=environment)
+    holder.stdout.readline()
+    with pytest.raises(RunError, match=f'a run of process {holder.pid} on'), only_run('work'):
+        pass
+    holder.kill()
+    holder.wait()
+    with only_run('work'):
+        assert json.loads(Path('work', work_dir.NAME).read_text())['process'] == os.getpid()
+
+
+def test_the_lock_of_a_dead_process_that_its_children_hold_does_not_count(tmp_path):
+    file = (tmp_path / work_dir.NAME).open('w')
+    fcntl.flock(file, fcntl.LOCK_EX)
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    file.write(json.dumps(dict(process=dead.pid, host=socket.gethostname())))
+    file.flush()
+    with only_run(str(tmp_path)):
+        pass
+
+
+@pytest.mark.parametrize('variable', ['RANK', 'SLURM_PROCID', 'OMPI_COMM_WORLD_RANK'])
+def test_one_lock_for_all_processes_of_a_run(variable, tmp_path, monkeypatch):
+    with only_run(str(tmp_path)):
+        monkeypatch.setenv(variable, '1')
+        with only_run(str(tmp_path)):
+            pass

@@ -1,7 +1,7 @@
 """What tools/train.py and tools/test.py do: from a config and options to a run of MMEngine's Runner."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Optional, Union
 
 import torch
@@ -15,6 +15,7 @@ from mmdat.checkpoints.resuming import resumed
 from mmdat.checkpoints.schemes import is_remote
 from mmdat.checkpoints.whole_files import with_whole_checkpoints
 from mmdat.checkpoints.without_code import TRUSTED, CheckpointFiles, reading_without_code
+from mmdat.checkpoints.work_dir import only_run
 from mmdat.config.checks import check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
 from mmdat.config.parts import check_launcher, check_maps, check_optimizer
 from mmdat.config.runs import (
@@ -52,7 +53,7 @@ def train(
     Raises:
         RunError: If the run cannot be made, before the model is built.
     """
-    with _run(cfg, trust_files) as files:
+    with _run(cfg, trust_files) as files, ExitStack() as locked:
         cfg = for_training(cfg, amp, auto_scale_lr)
         if compile:
             check_compile(cfg)
@@ -65,6 +66,8 @@ def train(
             resume = cfg.get('load_from') or 'auto'
         cfg, notes = resumed(cfg, resume, files.read) if resume else (cfg, [])
         check_run(cfg, training=True, read=files.read)
+        check_work_dir(cfg.work_dir)
+        locked.enter_context(only_run(cfg.work_dir))
         runner = _build(with_whole_checkpoints(with_data_check(reproducible(cfg))), compile)
         start = cfg.get('load_from')
         # A FlexibleRunner builds its model later.

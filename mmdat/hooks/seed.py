@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.dist import get_rank
+from mmengine.dist import get_rank, get_world_size
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -22,6 +22,11 @@ class SeedHook(Hook):
     """
 
     priority = 'VERY_HIGH'
+
+    def before_train(self, runner: Runner) -> None:
+        """Keep in checkpoints what the numbers depend on; a resumed run takes over these entries of the last one's."""
+        runner.message_hub.update_info('world_size', get_world_size())
+        runner.message_hub.update_info('cfg', runner.cfg.pretty_text)
 
     def before_train_epoch(self, runner: Runner) -> None:
         seed_all(mix(runner.seed, get_rank(), runner.iter))
