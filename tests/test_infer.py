@@ -222,7 +222,7 @@ def test_where_nothing_is_found_the_image_is_the_picture(workplace, monkeypatch)
         masks=torch.zeros(2, 32, 48).bool(),
     )
     sample.pred_panoptic_seg = PixelData(sem_seg=torch.full((1, 32, 48), len(CLASSES['detection'])))
-    monkeypatch.setattr(predictor.inferencer, 'forward', lambda data: [sample])
+    monkeypatch.setattr(predictor.model, 'test_step', lambda data: [sample])
     (predicted,) = predictor.predict([image])
     assert len(predicted.pred_instances) == 0
     np.testing.assert_array_equal(predictor.draw(image, predicted, 0.3), image)

@@ -128,7 +128,7 @@ def test_nothing_keeps_the_weights_of_a_deleted_predictor(task, workplace):
     predictor = Predictor(config(task), f'{task}.pth', 'cpu')
     image = cv2.imread(IMAGE)
     predictor.draw(image, predictor.predict([image])[0], 0.3)
-    parameters = [weakref.ref(parameter) for parameter in predictor.inferencer.model.parameters()]
+    parameters = [weakref.ref(parameter) for parameter in predictor.model.parameters()]
     assert len(parameters) > 50 and all(parameter() is not None for parameter in parameters)
     del predictor
     gc.collect()

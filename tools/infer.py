@@ -4,7 +4,7 @@
 
 writes below --out-dir
 
-    pictures/           the images with their predictions drawn; NAME.mp4 for a video
+    pictures/           the images with their predictions drawn, up to 2000 pixels wide or high; NAME.mp4 for a video
     predictions.json    boxes and masks in COCO's result format; scores of classes; or the names of label maps
     images.json         COCO's "images" and "categories", which image_id and category_id refer to
     label_maps/         segmentation: PNGs with the number of the class at each pixel
@@ -32,6 +32,10 @@ def main() -> None:
     parser.add_argument(
         '--batch-size', type=int, default=1, help='images of equal size that follow each other (default: 1)'
     )
+    parser.add_argument('--no-pictures', action='store_true', help='write predictions only')
+    parser.add_argument(
+        '--max-pixels', type=float, default=1e8, help='leave out images of more pixels (default: %(default)g)'
+    )
     add_config_options(parser)
     add_trust_option(parser)
     args = parser.parse_args()
@@ -48,8 +52,10 @@ def main() -> None:
         args.score_thr,
         args.batch_size,
         args.trust_files,
+        not args.no_pictures,
+        args.max_pixels,
     )
-    print(f'pictures and predictions are in {args.out_dir.absolute()}')
+    print(f'predictions are in {args.out_dir.absolute()}')
     if faults:
         named = '; '.join(f'{path} ({why})' for path, why in faults.items())
         raise RunError(f'{len(faults)} files could not be read and were left out: {named}')

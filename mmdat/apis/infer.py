@@ -1,17 +1,19 @@
 """What tools/infer.py does: predict for images and videos, and write pictures and predictions."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Optional, Union
+from typing import Any, Optional, Union
 
+import numpy as np
 from mmengine.config import Config
 from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import Progress
 
 from mmdat.errors import RunError
+from mmdat.visualization import to_picture
 
-from .pictures import Reader, batches, find_inputs
+from .pictures import Picture, Reader, batches, find_inputs
 from .predictions import Writer
 from .predictor import Predictor
 
@@ -25,6 +27,8 @@ def infer(
     score_thr: float = 0.3,
     batch_size: int = 1,
     trust_files: bool = False,
+    pictures: bool = True,
+    max_pixels: float = 1e8,
 ) -> dict[Path, str]:
     """Predict for images and videos, and write pictures and predictions below a directory; see :class:`Writer`.
 
@@ -39,6 +43,8 @@ def infer(
         score_thr: Boxes and masks with a lower score are left out.
         batch_size: Images of equal size that follow each other and are predicted together.
         trust_files: Let the checkpoint run code.
+        pictures: Whether to draw pictures.
+        max_pixels: Images of more pixels are left out.
 
     Returns:
         The files that could not be read, and why.
@@ -58,11 +64,35 @@ def infer(
         def report(text: str) -> dict[Path, str]:
             progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-        reader = Reader(paths, report)
+        reader = Reader(paths, predictor.load, report, max_pixels)
         task = progress.add_task('images', total=reader.count())
         with Writer(out_dir, predictor.classes, score_thr, report) as writer:
             for batch in batches(reader, batch_size):
-                for picture, sample in zip(batch, predictor.predict([picture.image for picture in batch])):
-                    writer.add(picture, sample, predictor.draw(picture.image, sample, score_thr))
-                    progress.advance(task)
+                for picture, sample in _predicted(predictor, batch, reader):
+                    drawn = predictor.draw(_bgr(picture), sample, score_thr) if pictures else None
+                    writer.add(picture, sample, drawn)
+                progress.advance(task, len(batch))
     return reader.faults
+
+
+def _predicted(predictor: Predictor, batch: list[Picture], reader: Reader) -> Iterator[tuple[Picture, Any]]:
+    """The pictures of a batch with their predictions; those that the model cannot take are left out."""
+    try:
+        samples = predictor.predict([picture.loaded for picture in batch])
+    except RuntimeError as error:  # of shapes, and of memory
+        if len(batch) == 1:
+            reader.skip(batch[0].path, f'the model cannot take it ({str(error).splitlines()[0]})')
+            return
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        if len(batch) == 1:
+            reader.skip(batch[0].path, f'it cannot be prepared as in testing ({str(error).splitlines()[0]})')
+            return
+    else:
+        yield from zip(batch, samples)
+        return
+    for picture in batch:
+        yield from _predicted(predictor, [picture], reader)
+
+
+def _bgr(picture: Picture) -> np.ndarray:
+    return np.ascontiguousarray(to_picture(picture.image)[..., ::-1])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmdat.config.walk import innermost_datasets
 from mmdat.errors import RunError
-from mmdat.visualization import View
+from mmdat.visualization import View, to_picture
 
 from .toolbox import toolbox
 
@@ -37,14 +37,16 @@ def network_input(cfg: Config, path: Union[str, Path], conv_stem: bool) -> tuple
     if not Path(path).is_file():
         raise RunError(f'there is no image {Path(path).absolute()}: correct the path')
     with toolbox(cfg.get('default_scope')):
-        load, *transforms = _test_pipeline(cfg)
+        transforms = _test_pipeline(cfg)
+        results: dict[str, Any] = dict(img_path=str(path), img_id=0)
         try:
-            results = load(dict(img_path=str(path), img_id=0))
+            while results.get('img') is None:
+                results = transforms.pop(0)(results)
         except Exception as error:
             raise RunError(
                 f'{path} is not a readable image: give a JPEG, PNG or other file that OpenCV reads'
             ) from error
-        picture = np.ascontiguousarray(results['img'][..., ::-1]).astype(np.uint8)  # loaded as BGR
+        picture = to_picture(results['img'])
         scale, shift = np.ones(2), np.zeros(2)
         for transform in transforms:
             before = results['img'].shape[:2]
@@ -57,7 +59,7 @@ def network_input(cfg: Config, path: Union[str, Path], conv_stem: bool) -> tuple
 
 
 def _test_pipeline(cfg: Config) -> list[Any]:
-    """The transforms of the test data; the first loads the image."""
+    """The transforms of the test data; the first ones load the image."""
     datasets = innermost_datasets(cfg.get('test_dataloader', {}).get('dataset', {}))
     dataset = next((one for one in datasets if one.get('pipeline')), None)
     if dataset is None:

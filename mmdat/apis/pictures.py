@@ -3,11 +3,11 @@
 import glob
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Union
 
-import cv2
 import mmcv
 import numpy as np
+from PIL import Image, UnidentifiedImageError
 
 from mmdat.errors import RunError
 
@@ -16,11 +16,16 @@ VIDEOS = ('.mp4', '.avi', '.mov', '.mkv', '.webm', '.m4v', '.mpg', '.mpeg')
 
 
 class Picture(NamedTuple):
-    """One image, or one frame of a video; BGR."""
+    """One image, as the config's pipeline loads it, or one frame of a video (BGR)."""
 
     path: Path
-    image: np.ndarray
+    loaded: Union[dict[str, Any], np.ndarray]
     frame: Optional[int] = None
+
+    @property
+    def image(self) -> np.ndarray:
+        """What was loaded: ``(H, W, C)`` or ``(H, W)``, of any type."""
+        return self.loaded['img'] if isinstance(self.loaded, dict) else self.loaded
 
 
 def find_inputs(names: list[str]) -> list[Path]:
@@ -47,12 +52,22 @@ def find_inputs(names: list[str]) -> list[Path]:
 
 
 class Reader:
-    """Reads images and frames one after the other; ``faults`` collects what could not be read, and why."""
+    """Reads images and frames one after the other.
 
-    def __init__(self, paths: list[Path], report: Any):
+    Args:
+        paths: The files.
+        load: What loads an image file.
+        report: What says a line to the user.
+        max_pixels: Images of more pixels are left out.
+
+    Attributes:
+        faults: The files that could not be read, and why.
+    """
+
+    def __init__(self, paths: list[Path], load: Callable[[Path], dict[str, Any]], report: Any, max_pixels: float):
         self.paths = paths
         self.faults: dict[Path, str] = {}
-        self._report = report
+        self._load, self._report, self._max_pixels = load, report, max_pixels
 
     def count(self) -> int:
         """How many pictures there will be if all can be read."""
@@ -64,16 +79,21 @@ class Reader:
                 yield from self._frames(path)
                 continue
             try:
-                image = mmcv.imread(str(path))
-            except OSError as error:
-                self._skip(path, str(error.strerror))
-                continue
-            except cv2.error:  # raised for an empty file
-                image = None
-            if image is None:
-                self._skip(path, 'it is no image that OpenCV knows')
-            else:
-                yield Picture(path, image)
+                self._check_size(path)
+                yield Picture(path, self._load(path))
+            except RunError as error:
+                self.skip(path, str(error))
+
+    def _check_size(self, path: Path) -> None:
+        try:
+            with Image.open(path) as image:
+                pixels = image.width * image.height
+        except Image.DecompressionBombError as error:
+            raise RunError(str(error).split(', could be')[0]) from error
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+            return  # not Pillow, but the pipeline says whether it can be read
+        if pixels > self._max_pixels:
+            raise RunError(f'it has {pixels:,} pixels, more than the {self._max_pixels:,.0f} of --max-pixels')
 
     def _frames(self, path: Path) -> Iterator[Picture]:
         number = -1
@@ -81,11 +101,12 @@ class Reader:
         for number, image in enumerate(video):
             yield Picture(path, image, number)
         if number < 0:
-            self._skip(path, 'it is no video that OpenCV can decode')
+            self.skip(path, 'it is no video that OpenCV can decode')
         elif number + 1 < video.frame_cnt:
             self._report(f'{path} announces {video.frame_cnt} frames, {number + 1} could be read')
 
-    def _skip(self, path: Path, why: str) -> None:
+    def skip(self, path: Path, why: str) -> None:
+        """Leave a file out, and say why."""
         self.faults[path] = why
         self._report(f'skipped {path}: {why}')
 

@@ -14,65 +14,87 @@ from mmdat.errors import RunError
 from .pictures import Picture
 
 
+class JsonTable:
+    """A JSON file with a list that grows; it is whole after each addition."""
+
+    def __init__(self, path: Path, head: str = '[', tail: str = ']'):
+        self._file = path.open('wb')
+        self._tail = tail.encode()
+        self._comma = b''
+        self._file.write(head.encode())
+        self._end = self._file.tell()
+        self.add([])
+
+    def add(self, entries: list[dict]) -> None:
+        """Add entries, and have them on the disk."""
+        self._file.seek(self._end)
+        for entry in entries:
+            self._file.write(self._comma + json.dumps(entry).encode())
+            self._comma = b',\n'
+        self._end = self._file.tell()
+        self._file.write(self._tail)
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 class Writer:
-    """Writes pictures and predictions below a directory; use it as a context manager."""
+    """Writes pictures and predictions below a directory, file by file; use it as a context manager."""
 
     def __init__(self, directory: Path, classes: list[str], score_thr: float, report: Any):
         self.directory = directory
         self.score_thr = score_thr
         self._report = report
         self._categories = [dict(id=i, name=name) for i, name in enumerate(classes, 1)]
-        self._images: list[dict] = []
-        self._predictions: list[dict] = []
+        self._count = 0
         self._names: dict[Path, str] = {}
         self._taken: set[str] = set()
         self._video: Optional[cv2.VideoWriter] = None
         self._video_path: Optional[Path] = None
 
     def __enter__(self) -> 'Writer':
-        (self.directory / 'pictures').mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        head = json.dumps(dict(annotations=[], categories=self._categories))[:-1] + ', "images": ['
+        self._images = JsonTable(self.directory / 'images.json', head, ']}')
+        self._predictions = JsonTable(self.directory / 'predictions.json')
         return self
 
     def __exit__(self, *error: Any) -> None:
         if self._video is not None:
             self._video.release()
-        tables = {
-            'images.json': dict(images=self._images, annotations=[], categories=self._categories),
-            'predictions.json': self._predictions,
-        }
-        for name, table in tables.items():
-            (self.directory / name).write_text(json.dumps(table))
+        self._images.close()
+        self._predictions.close()
 
-    def add(self, picture: Picture, sample: Any, drawn: np.ndarray) -> None:
-        """Write what was predicted for a picture, and the drawing."""
+    def add(self, picture: Picture, sample: Any, drawn: Optional[np.ndarray]) -> None:
+        """Write what was predicted for a picture, and the drawing, if there is one."""
         height, width = picture.image.shape[:2]
-        entry = dict(id=len(self._images) + 1, file_name=str(picture.path), height=height, width=width)
+        entry = dict(id=self._count + 1, file_name=str(picture.path), height=height, width=width)
         about = dict(image_id=entry['id'])
         if picture.frame is not None:
             entry['frame'] = about['frame'] = picture.frame
-        self._images.append(entry)
         name = self._name(picture.path)
+        found = self._found(picture, sample, name)
+        self._count += 1
+        self._images.add([entry])
+        self._predictions.add([dict(about, **one) for one in found])
+        if drawn is not None:
+            self._write_drawing(picture, name, drawn)
+
+    def _found(self, picture: Picture, sample: Any, name: str) -> list[dict[str, Any]]:
         if 'pred_instances' in sample:
-            self._predictions += [dict(about, **found) for found in instances(sample.pred_instances, self.score_thr)]
-        elif 'pred_sem_seg' in sample:
+            return list(instances(sample.pred_instances, self.score_thr))
+        if 'pred_sem_seg' in sample:
             map_name = f'label_maps/{_numbered(name, picture.frame)}.png'
             labels = sample.pred_sem_seg.data[0].numpy()
             dtype = np.uint8 if len(self._categories) <= 256 else np.uint16
             _write_image(self.directory / map_name, labels.astype(dtype))
-            self._predictions.append(dict(about, label_map=map_name))
-        else:
-            scores = sample.pred_score.tolist()
-            best = int(np.argmax(scores))
-            self._predictions.append(
-                dict(
-                    about,
-                    category_id=best + 1,
-                    category=self._categories[best]['name'],
-                    score=scores[best],
-                    scores=scores,
-                )
-            )
-        self._write_drawing(picture, name, drawn)
+            return [dict(label_map=map_name)]
+        scores = sample.pred_score.tolist()
+        best = int(np.argmax(scores))
+        category = self._categories[best]['name']
+        return [dict(category_id=best + 1, category=category, score=scores[best], scores=scores)]
 
     def _name(self, path: Path) -> str:
         """The file's name without suffix, or with a number where another folder or suffix has the same."""
@@ -90,18 +112,19 @@ class Writer:
             _write_image(self.directory / 'pictures' / f'{name}.jpg', drawn)
             return
         if self._video_path != picture.path:
-            self._open_video(picture, name)
+            self._open_video(picture, name, drawn)
         if self._video is None:
             _write_image(self.directory / 'pictures' / f'{_numbered(name, picture.frame)}.jpg', drawn)
         else:
             self._video.write(drawn)
 
-    def _open_video(self, picture: Picture, name: str) -> None:
+    def _open_video(self, picture: Picture, name: str, drawn: np.ndarray) -> None:
         if self._video is not None:
             self._video.release()
         self._video_path = picture.path
-        height, width = picture.image.shape[:2]
+        height, width = drawn.shape[:2]
         rate = mmcv.VideoReader(str(picture.path)).fps or 25
+        (self.directory / 'pictures').mkdir(exist_ok=True)
         target = self.directory / 'pictures' / f'{name}.mp4'
         self._video = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'), rate, (width, height))
         if not self._video.isOpened():

@@ -1,22 +1,27 @@
-"""Predictions of a trained model for images at hand, by the inferencer of the toolbox that the config belongs to."""
+"""Predictions of a trained model for images at hand, which are read and prepared as in testing."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, Union
 
 import numpy as np
 import torch
+import torch.nn as nn
 from mmengine.config import Config
-from mmengine.registry import DATASETS
+from mmengine.dataset import pseudo_collate
+from mmengine.registry import DATASETS, TRANSFORMS
+from mmengine.runner import load_checkpoint
 
 from mmdat.checkpoints.schemes import is_remote
 from mmdat.checkpoints.without_code import reading_without_code
 from mmdat.config.checks import check_fit, check_run
+from mmdat.config.own_data.colours import well_apart
 from mmdat.config.walk import innermost_datasets
 from mmdat.errors import RunError
 from mmdat.models.checkpoint import unwrap
 
+from .drawing import draw_objects, shrink, shrink_map
+from .model import build_model
 from .toolbox import TOOLBOXES, toolbox
 
 
@@ -24,7 +29,7 @@ class Predictor:
     """A model with its weights, for detection, segmentation or classification.
 
     Args:
-        cfg: The whole config; ``default_scope`` says which toolbox's inferencer is taken.
+        cfg: The whole config; images are read and prepared by the pipeline of its test data.
         checkpoint: A local file, of training or of the official release, or ``mmdat://`` and a name.
         device: Where the model runs, such as ``'cpu'`` or ``'cuda:0'``.
         trust_files: Let the checkpoint run code that it may contain.
@@ -32,7 +37,8 @@ class Predictor:
     Attributes:
         scope: mmdet, mmseg or mmpretrain.
         classes: The names of the classes.
-        inferencer: The toolbox's inferencer, with the model.
+        palette: Their RGB colours.
+        model: The model, in eval mode.
 
     Raises:
         RunError: If config, checkpoint and device cannot be used, or do not fit each other.
@@ -45,39 +51,69 @@ class Predictor:
         _check_device(device)
         if is_remote(checkpoint):
             raise RunError(f'the checkpoint must be a local file: download {checkpoint} first')
-        with self._toolbox(), reading_without_code(trust_files) as files:
+        with toolbox(self.scope), reading_without_code(trust_files) as files:
             check_run(Config(dict(load_from=checkpoint)), training=False, read=files.read)
             weights = files.read(checkpoint)
             cfg = _for_inference(cfg)
-            meta = _dataset_meta(weights, next(innermost_datasets(cfg.test_dataloader.dataset)))
-            weights['meta'] = dict(weights.get('meta') or {}, dataset_meta=meta)
-            self.classes = list(meta['classes'])
-            self.inferencer = _build(self.scope, cfg, checkpoint, device)
-        check_fit(self.inferencer.model, unwrap(weights), checkpoint)
-        if self.scope == 'mmdet':  # which prefers the config's colours, whatever their number
-            self.inferencer.visualizer.dataset_meta = meta
+            dataset = next(innermost_datasets(cfg.test_dataloader.dataset))
+            meta = _dataset_meta(weights, dataset)
+            self.classes, self.palette = list(meta['classes']), meta['palette']
+            self._pipeline = [TRANSFORMS.build(step) for step in dataset.pipeline]
+            self.model = _build(cfg, checkpoint, device)
+        check_fit(self.model, unwrap(weights), checkpoint)
 
-    def predict(self, images: list[np.ndarray]) -> list[Any]:
+    def load(self, path: Union[str, Path]) -> dict[str, Any]:
+        """An image file as the first transforms of the pipeline load it, up to that which leaves ``'img'``.
+
+        Raises:
+            RunError: If they cannot.
+        """
+        results: dict[str, Any] = dict(img_path=str(path), img_id=0)
+        with toolbox(self.scope):
+            for done, step in enumerate(self._pipeline, 1):
+                try:
+                    results = step(results)
+                except OSError as error:
+                    raise RunError(error.strerror or str(error)) from error
+                except Exception as error:  # of OpenCV, Pillow, tifffile, or a transform of the user
+                    raise RunError('it is no image that OpenCV knows') from error
+                if results is None:
+                    break
+                if results.get('img') is not None:
+                    return dict(results, steps_done=done)
+        raise RunError('it is no image that OpenCV knows')
+
+    def predict(self, images: list[Union[dict[str, Any], str, Path, np.ndarray]]) -> list[Any]:
         """Predict for a batch of images.
 
         Args:
-            images: BGR, ``(H, W, 3)`` uint8; of one size if there are several.
+            images: What :meth:`load` returned, or files, or arrays as the pipeline's loader would hand them out (BGR,
+                ``(H, W, 3)``); of one size if there are several.
 
         Returns:
             The data samples of the toolbox, on the CPU. Objects without a pixel, as Mask2Former predicts for queries
             that find nothing, are left out.
         """
-        with self._toolbox():
-            results = self.inferencer(images, batch_size=len(images), return_datasamples=True)
-        if self.scope == 'mmdet':
-            results = results['predictions']
-        # mmseg hands out a single sample without a list.
-        samples = [sample.cpu() for sample in (results if isinstance(results, (list, tuple)) else [results])]
+        with toolbox(self.scope), torch.no_grad():
+            data = pseudo_collate([self._prepared(image) for image in images])
+            samples = [sample.cpu() for sample in self.model.test_step(data)]
         for sample in samples:
             if 'pred_instances' in sample:
                 found = sample.pred_instances
                 sample.pred_instances = found[(found.bboxes[:, 2:] > found.bboxes[:, :2]).all(1)]
         return samples
+
+    def _prepared(self, image: Union[dict[str, Any], str, Path, np.ndarray]) -> dict[str, Any]:
+        if isinstance(image, np.ndarray):
+            if getattr(self._pipeline[0], 'to_float32', False):
+                image = image.astype(np.float32)
+            shape = image.shape[:2]
+            results = dict(img=image, img_path=None, img_id=0, img_shape=shape, ori_shape=shape, steps_done=1)
+        else:
+            results = dict(image) if isinstance(image, dict) else self.load(image)
+        for step in self._pipeline[results.pop('steps_done') :]:
+            results = step(results)
+        return results
 
     def draw(self, image: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
         """The image with a prediction drawn over it.
@@ -88,50 +124,28 @@ class Predictor:
             score_thr: Boxes below this score are not drawn.
 
         Returns:
-            BGR, of the image's size.
+            BGR, of the image's size, or smaller: its longer side has at most ``mmdat.apis.drawing.DRAWN_SIDE`` pixels.
         """
-        rgb = np.ascontiguousarray(image[..., ::-1])
-        with self._toolbox():
-            return np.ascontiguousarray(self._draw(rgb, sample, score_thr)[..., ::-1])
-
-    def _draw(self, rgb: np.ndarray, sample: Any, score_thr: float) -> np.ndarray:
+        rgb = np.ascontiguousarray(shrink(image)[..., ::-1])
         if self.scope == 'mmdet':
-            # mmdet's visualizer stumbles over panoptic maps in which no segment was found.
-            if 'pred_panoptic_seg' in sample and bool((sample.pred_panoptic_seg.sem_seg == len(self.classes)).all()):
-                sample = sample.clone()
-                del sample.pred_panoptic_seg
-            return self.inferencer.visualize([rgb], [sample], return_vis=True, pred_score_thr=score_thr)[0]
-        if self.scope == 'mmseg':
-            return self.inferencer.visualize([rgb], [sample], return_vis=True, opacity=0.6)[0]
-        if self.inferencer.visualizer is None:
+            drawn = draw_objects(rgb, sample, self.classes, self.palette, score_thr)
+        elif self.scope == 'mmseg':
+            labels = shrink_map(sample.pred_sem_seg.data[0]).numpy()
+            drawn = (0.4 * rgb + 0.6 * np.array(self.palette)[labels]).astype(np.uint8)
+        else:
             from mmpretrain.visualization import UniversalVisualizer
 
-            self.inferencer.visualizer = UniversalVisualizer()
-        return self.inferencer.visualizer.visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
-
-    @contextmanager
-    def _toolbox(self) -> Iterator[None]:
-        """While it lasts, types are looked for in the model's toolbox, and mmpretrain shows no progress bar."""
-        with toolbox(self.scope):
-            if self.scope != 'mmpretrain':
-                yield
-                return
-            from mmpretrain.utils import progress
-
-            before, progress.disable_progress_bar = progress.disable_progress_bar, True
-            try:
-                yield
-            finally:
-                progress.disable_progress_bar = before
+            drawn = UniversalVisualizer().visualize_cls(rgb, sample, classes=self.classes, draw_gt=False)
+        return np.ascontiguousarray(drawn[..., ::-1])
 
 
 def _for_inference(cfg: Config) -> Config:
-    """Without annotations, and with a visualizer that writes nothing itself."""
+    """Without annotations, and with the preprocessor where the model looks for it."""
     cfg = copy.deepcopy(cfg)
     for dataset in innermost_datasets(cfg.test_dataloader.dataset):
-        dataset['pipeline'] = [step for step in dataset['pipeline'] if 'Annotations' not in step['type']]
-    if 'visualizer' in cfg:
-        cfg.visualizer.vis_backends = None  # pictures are written by the caller
+        dataset['pipeline'] = [step for step in dataset['pipeline'] if 'Annotations' not in str(step['type'])]
+    if cfg.get('data_preprocessor'):
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     return cfg
 
 
@@ -158,22 +172,11 @@ def _dataset_meta(checkpoint: dict[str, Any], dataset: dict[str, Any]) -> dict[s
         )
     palette = meta.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(meta['classes']):
-        palette = np.random.RandomState(0).randint(0, 256, (len(meta['classes']), 3)).tolist()
-    # mmdet's visualizer takes a list for several colours.
+        palette = well_apart(len(meta['classes']))
     return dict(classes=tuple(meta['classes']), palette=[tuple(colour) for colour in palette])
 
 
-def _build(scope: str, cfg: Config, weights: str, device: str) -> Any:
-    if scope == 'mmdet':
-        from mmdet.apis import DetInferencer
-
-        return DetInferencer(cfg, weights, device=device, show_progress=False)
-    if scope == 'mmseg':
-        from mmseg.apis import MMSegInferencer
-
-        inferencer = MMSegInferencer(cfg, weights, device=device)
-        inferencer.show_progress = False  # mmseg 1.2 has no argument for it
-        return inferencer
-    from mmpretrain import ImageClassificationInferencer
-
-    return ImageClassificationInferencer(cfg, pretrained=weights, device=device)
+def _build(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    model = build_model(cfg)
+    load_checkpoint(model, checkpoint, map_location='cpu')
+    return model.to(device).eval()

@@ -1,4 +1,5 @@
 from .attention import LayerAttention, record_attention
+from .picture import to_picture
 from .sheets import attention_sheets, layer_names, save_sheets
 from .view import View, position_to_pixel
 
@@ -10,4 +11,5 @@ __all__ = [
     'position_to_pixel',
     'record_attention',
     'save_sheets',
+    'to_picture',
 ]

@@ -125,9 +125,9 @@ def draw_queries(
 
 
 def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention) -> None:
-    """A heat map of how much attention each place receives, summed over queries and heads; 1 is the mean.
+    """A heat map of how much attention each place of the picture receives, summed over queries and heads; 1 is the mean.
 
-    The colours end where only one place in fifty receives more.
+    Places in the padding of the input are left out. The colours end where only one place in fifty receives more.
 
     Args:
         axes: Where to draw.
@@ -137,7 +137,8 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
     """
     heat = _blur(attention.received_map()[0].float().cpu(), attention.key_stride)
     axes.imshow(view.picture.mean(-1), cmap='gray')
-    heat = heat / heat.mean()
+    inside = view.inside(heat.shape, stride)
+    heat = (heat / heat[inside].mean()).masked_fill(~inside, float('nan'))
     heat_image = axes.imshow(
         heat,
         extent=view.extent(stride),
@@ -145,11 +146,11 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
         alpha=0.6,
         interpolation='bilinear',
         vmin=0,
-        vmax=float(heat.flatten().quantile(0.98)) or float(heat.max()),
+        vmax=float(heat[inside].quantile(0.98)) or float(heat[inside].max()),
     )
     axes.figure.colorbar(heat_image, ax=axes, fraction=0.046, pad=0.02, extend='max')
-    axes.set_title(f'attention received, up to {float(heat.max()):.1f} x the mean')
-    _frame(axes, view)
+    axes.set_title(f'attention received, up to {float(heat[inside].max()):.1f} x the mean')
+    _frame(axes, view, padding=False)
 
 
 def _blur(heat: Tensor, key_stride: int) -> Tensor:
@@ -171,11 +172,13 @@ def _legend(axes: Axes) -> None:
     )
 
 
-def _frame(axes: Axes, view: View, points: Optional[Tensor] = None) -> None:
-    """Show the whole picture, the padding of the input, and points: references of DAT++ lie up to a cell outside."""
+def _frame(axes: Axes, view: View, points: Optional[Tensor] = None, padding: bool = True) -> None:
+    """Show the whole picture, with the padding of the input, and points: references of DAT++ may lie a cell outside."""
     height, width = view.picture.shape[:2]
-    corners = view.to_picture(torch.tensor([[-0.5, -0.5], [side - 0.5 for side in view.input_size]]))
-    corners = torch.cat([corners, torch.tensor([[-0.5, -0.5], [height - 0.5, width - 0.5]])])
+    corners = torch.tensor([[-0.5, -0.5], [height - 0.5, width - 0.5]])
+    if padding:
+        of_input = torch.tensor([[-0.5, -0.5], [side - 0.5 for side in view.input_size]])
+        corners = torch.cat([corners, view.to_picture(of_input)])
     if points is not None:
         corners = torch.cat([corners, points])
     (top, left), (bottom, right) = corners.amin(0).tolist(), corners.amax(0).tolist()

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .picture import to_picture
+
 
 def position_to_pixel(position: Tensor, image_size: tuple[int, int], stride: int, conv_stem: bool) -> Tensor:
     """Where normalised positions on a stage's map lie in the image that the backbone got.
@@ -93,6 +95,14 @@ class View:
         ]
         return left, right, bottom, top
 
+    def inside(self, cells: Sequence[int], stride: int) -> Tensor:
+        """Which cells of a stage's map, ``(rows, columns)``, are centred in the picture, not in the padding."""
+        _, centre = _cells(self.input_size, stride, self.conv_stem)
+        height, width = self.picture.shape[:2]
+        rows, cols = [torch.arange(count) * stride + centre for count in cells]
+        pixels = self.to_picture(torch.stack(torch.meshgrid(rows, cols, indexing='ij'), dim=-1))
+        return ((pixels >= -0.5) & (pixels < pixels.new_tensor([height, width]) - 0.5)).all(-1)
+
     def seen(self, pixel: Sequence[float]) -> bool:
         """Whether a pixel of the picture is a pixel of the input: some are cut away by cropping."""
         inside = self.to_input(torch.tensor(pixel, dtype=torch.float64))
@@ -107,15 +117,18 @@ class View:
 
 
 def denormalise(inputs: Tensor, data_preprocessor: torch.nn.Module) -> np.ndarray:
-    """The RGB uint8 ``(H, W, 3)`` image of a normalised ``(3, H, W)`` input of the backbone.
+    """The RGB uint8 ``(H, W, 3)`` image of a normalised ``(C, H, W)`` input of the backbone.
 
     Args:
         inputs: What the backbone got, one image.
         data_preprocessor: The one of mmdet, mmseg or mmpretrain that made it.
     """
-    image = _without_mean(inputs, data_preprocessor)
-    image = image if _turns_channels(data_preprocessor) else image.flip(0)  # images are loaded as BGR
-    return image.permute(1, 2, 0).round().clamp(0, 255).byte().numpy()
+    image = _without_mean(inputs, data_preprocessor).round()
+    if len(image) == 3 and _turns_channels(data_preprocessor):
+        image = image.flip(0)
+    if image.min() >= -1 and image.max() <= 256:  # 8 bits, but for roundings
+        image = image.clamp(0, 255)
+    return to_picture(image.permute(1, 2, 0).numpy())
 
 
 def _without_mean(inputs: Tensor, data_preprocessor: torch.nn.Module) -> Tensor:
