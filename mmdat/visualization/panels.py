@@ -125,7 +125,7 @@ def draw_queries(
 
 
 def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention) -> None:
-    """A heat map of how much attention each place of the picture receives, summed over queries and heads; 1 is the mean.
+    """A heat map of how much attention each place of the picture receives, over queries and heads; 1 is the mean.
 
     Places in the padding of the input are left out. The colours end where only one place in fifty receives more.
 
