@@ -12,6 +12,7 @@ import cv2
 import numpy as np
 import pytest
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
@@ -491,6 +492,7 @@ def test_hidden_folders_are_no_classes(name, place):
 
 
 def test_a_class_that_is_not_validated(place, capsys):
+    MMLogger.get_instance(str(place))  # the current one may write elsewhere
     make_folders()
     shutil.rmtree('data/val/cat')
     assert count(built(load('class_folders'), 'val')).of_class.tolist() == [0, 2]

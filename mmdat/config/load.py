@@ -111,7 +111,8 @@ def _check_kind(cfg: Config, key: str, value: Any) -> None:
     old: Any = cfg
     for part in key.split('.'):
         old = old.get(part) if isinstance(old, (dict, Config)) else None
-    named = key.endswith('.arch') and isinstance(value, str)  # an architecture may be a name or a dict
+    # An architecture may be a name or a dict, a map of labels also a text or a list.
+    named = (key.endswith('.arch') and isinstance(value, str)) or key == 'label_map'
     if isinstance(old, dict) and not isinstance(value, (dict, type(None))) and not named:
         raise RunError(
             f'--cfg-options {key}={value} puts a {type(value).__name__} in the place of a dict: change one of its '

@@ -66,8 +66,8 @@ def complete_config(cfg: Config, work_dir: str) -> list[str]:
     if layout.without_validation:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
         print_log(
-            f'{root.absolute()} has no validation data, so nothing is validated: --val-fraction 0.1 keeps a tenth of '
-            f'the training data for it',
+            f'{root.absolute()} has no validation data, so nothing is validated: --cfg-options '
+            f'val_fraction=0.1 keeps a tenth of the training data for it',
             logger='current',
             level=logging.WARNING,
         )
