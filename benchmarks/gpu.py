@@ -152,7 +152,7 @@ def run_training(args: argparse.Namespace) -> tuple[list, int]:
     import torch
 
     config = ROOT / 'configs/demo/maskrcnn_datnano_shapes.py'
-    work_dir = args.out / 'training'
+    work_dir = args.out.resolve() / 'training'
     steps = 4 if args.quick else 200
     options = [
         *('train_cfg.by_epoch=False', f'train_cfg.max_iters={steps}', f'train_cfg.val_interval={10 * steps}'),
@@ -168,7 +168,9 @@ def run_training(args: argparse.Namespace) -> tuple[list, int]:
     environment = dict(os.environ)
     if args.device == 'cpu':
         environment['CUDA_VISIBLE_DEVICES'] = ''
-    done = subprocess.run([*command, '--cfg-options', *options], cwd=ROOT, env=environment)
+    # Here, for the config looks for data/shapes from where it runs.
+    subprocess.run([sys.executable, str(ROOT / 'tools/make_shapes.py')], cwd=args.out, check=True)
+    done = subprocess.run([*command, '--cfg-options', *options], cwd=args.out, env=environment)
     losses = []
     for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
