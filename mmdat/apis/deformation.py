@@ -8,6 +8,7 @@ from typing import Optional
 from mmengine.config import Config
 from mmengine.device import get_device
 
+from mmdat.checkpoints.without_code import TRUSTED
 from mmdat.errors import RunError
 from mmdat.models import DAT
 from mmdat.visualization import View, attention_sheets, layer_names, save_sheets
@@ -43,6 +44,8 @@ def draw_deformation(
         RunError: If something is missing, or there is no such layer or pixel.
         CheckpointError: If the checkpoint is missing or of another model.
     """
+    if trust_files:
+        print(TRUSTED)
     backbone, trained = load_backbone(cfg, checkpoint, trust_files)
     layers = _choose_layers(backbone, layers)
     inputs, view = network_input(cfg, image, backbone.arch.conv_stem)

@@ -10,6 +10,7 @@ from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import Progress
 
+from mmdat.checkpoints.without_code import TRUSTED
 from mmdat.errors import RunError
 from mmdat.visualization import to_picture
 
@@ -57,6 +58,8 @@ def infer(
     paths, out_dir = find_inputs(inputs), Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise RunError(f'--out-dir must be a directory, but {out_dir} is a file')
+    if trust_files:
+        print(TRUSTED)
     predictor = Predictor(cfg, checkpoint, device or get_device(), trust_files)
 
     with Progress(console=Console(stderr=True)) as progress:
