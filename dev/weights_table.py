@@ -24,11 +24,12 @@ def table(names: list[str]) -> str:
 def row(weights: Weights) -> list[str]:
     other = 'Google Drive' if 'google' in weights.other_page else 'OneDrive'
     repository, _, where = weights.published_in.partition(', ')
+    whole = '512x2048' if weights.config.endswith('ade20k') else '800x1333'
     return [
         f'[{weights.name}](../configs/{weights.config}.py)',
         f"`'{weights.arch}'`",
         f'{weights.img_size}x{weights.img_size}',
-        f'{weights.test_crop}x{weights.test_crop}' if weights.is_classifier else '800x1333',
+        f'{weights.test_crop}x{weights.test_crop}' if weights.is_classifier else whole,
         f'`{weights.file}`',
         f'[Tsinghua Cloud]({weights.page}), [{other}]({weights.other_page})',
         f'[{where} of {repository.rsplit("/", 1)[1]}]({repository})',

@@ -404,9 +404,9 @@ def test_the_documented_table_is_this_one():
 
 
 def test_every_published_file_has_a_name():
-    assert len(list_weights()) == len(set(list_weights())) == 20
-    assert len({find_weights(name).page for name in list_weights()}) == 20
-    assert len({find_weights(name).file for name in list_weights()}) == 20
+    assert len(list_weights()) == len(set(list_weights())) == 26
+    assert len({find_weights(name).page for name in list_weights()}) == 26
+    assert len({find_weights(name).file for name in list_weights()}) == 26
 
 
 # --- wherever MMEngine takes a checkpoint ----------------------------------------------------------
@@ -552,12 +552,14 @@ def test_without_the_package_it_is_named(tmp_path, monkeypatch):
         save_weights(tmp_path / 'b.safetensors', {}, {})
 
 
-# --- whole detectors -------------------------------------------------------------------------------
+# --- whole models -------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['retinanet_datpp_t_1x_coco', 'maskrcnn_datpp_t_1x_coco'])
-def test_whole_detectors_load_strictly_by_name(name, cache, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    'name', ['retinanet_datpp_t_1x_coco', 'maskrcnn_datpp_t_1x_coco', 'upernet_datpp_t_160k_ade20k']
+)
+def test_whole_models_load_strictly_by_name(name, cache, tmp_path, monkeypatch):
     monkeypatch.setenv('MMDAT_WEIGHTS', str(tmp_path))
     released = build(name, 'cpu').half()
     torch.save(official_file(released, CONFIGS[name]), tmp_path / f'{name}.pth')

@@ -106,7 +106,7 @@ def read_label_map(path: Path) -> LabelMap:
     return _read_label_map(str(path), path.stat().st_mtime_ns)
 
 
-@lru_cache(maxsize=2**17)  # looked at when classes are counted and again when what is trained on is counted
+@lru_cache(maxsize=1024)  # looked at when classes are counted and again when what is trained on is counted
 def _read_label_map(path: str, modified: int) -> LabelMap:
     try:
         labels = mmcv.imread(path, flag='unchanged', backend='pillow')

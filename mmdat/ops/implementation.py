@@ -5,7 +5,7 @@ arguments, and a function that chooses one of them, such as :func:`mmdat.ops.cho
 """
 
 import logging
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -43,7 +43,7 @@ def log_choice(operator: str, device: torch.device, choice: Choice) -> None:
         _log_once(operator, device.type, choice)
 
 
-@cache
+@lru_cache(maxsize=64)
 def _log_once(operator: str, device: str, choice: Choice) -> None:
     _logger.info('%s on %s runs its %s form: %s', operator, device, choice.implementation, choice.reason)
 

@@ -2,7 +2,7 @@
 
 import json
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Optional
 
@@ -18,13 +18,14 @@ class Weights:
 
     Attributes:
         name: The name in ``mmdat://NAME``. Classifiers are named like their configs without the number of epochs,
-            detectors like their configs.
+            detectors and segmentors like their configs.
         config: The config of the whole model, ``configs/CONFIG.py``.
         arch: The architecture, as ``DAT(arch=...)`` takes it.
         img_size: The image size that the position-bias tables are made for.
         window_size: The window size.
-        test_resize: The side of the square that the authors resize an image to for testing; None for detectors.
-        test_crop: The side of the centre crop that they take from it; None for detectors.
+        test_resize: The side of the square that the authors resize an image to for testing; None for detectors and
+            segmentors.
+        test_crop: The side of the centre crop that they take from it; None likewise.
         file: The file's name in the cache, in a directory of yours and on a mirror.
         page: The web page to download the file from.
         other_page: Another one.
@@ -50,11 +51,11 @@ class Weights:
 
     @property
     def is_classifier(self) -> bool:
-        """Whether the file holds an ImageNet classifier, and not a detector."""
+        """Whether the file holds an ImageNet classifier, and not a detector or segmentor."""
         return self.test_crop is not None
 
 
-@cache
+@lru_cache(maxsize=64)
 def _table() -> dict[str, Weights]:
     rows = json.loads(Path(__file__).with_name('table.json').read_text())
     return {row['name']: Weights(**row) for row in rows}

@@ -133,7 +133,7 @@ def choose_window_attention(
         check_same_map(query, key)
         check_windows(query, bias_table, num_heads, window_size, shift)
     choice = _choose(query, num_heads, dropout, impl)
-    if choice is None and impl == 'fast' and query.is_cuda:
+    if choice is None and impl == 'fast' and query.device.type != 'cpu':
         # Its scores are few, and by count it moves fewer bytes in fewer kernels (docs/gpu.md).
         return Choice('naive', 'windows have few scores, which are all held')
     return choice or Choice('tiled', 'it holds a part of the windows at a time')

@@ -1,7 +1,7 @@
 """Where the kernels can run. Nothing here needs Triton."""
 
 import os
-from functools import cache
+from functools import lru_cache
 from typing import Optional
 
 import torch
@@ -33,7 +33,7 @@ def check_available(query: Tensor, num_heads: int) -> None:
         raise ValueError(f"impl='triton' has kernels for heads of up to 64 channels, not {query.shape[1] // num_heads}")
 
 
-@cache
+@lru_cache(maxsize=8)
 def _what_is_missing() -> Optional[str]:
     try:
         import triton
