@@ -32,7 +32,8 @@ def demo_config(name, work_dir='work', **options):
 
 def test_caches_are_bounded():
     for module in pkgutil.walk_packages(mmdat.__path__, 'mmdat.'):
-        if not module.name.startswith('mmdat.configs'):
+        # Kernels need a newer Triton than the oldest PyTorch brings.
+        if not module.name.startswith(('mmdat.configs', 'mmdat.ops.triton.')):
             for thing in vars(importlib.import_module(module.name)).values():
                 if hasattr(thing, 'cache_parameters'):
                     size = thing.cache_parameters()['maxsize']

@@ -13,6 +13,7 @@ import pytest
 import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from mmcv_op_cases import RECORDED, boxes, call, cases, rois
+from mmengine.utils import digit_version
 from torch.nn.functional import cross_entropy
 from uncompiled import paths_without_compiled_operators
 
@@ -195,6 +196,8 @@ def test_rotated_nms_keeps_boxes_of_other_labels():
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize('name', [name for name in recorded if not name.startswith('rotated nms')])
 def test_half_precision_is_computed_in_float32_and_rounded_once(name, dtype, device):
+    if device == 'cpu' and dtype == torch.float16 and digit_version(torch.__version__) < digit_version('2.3'):
+        pytest.skip('autocast on CPUs knows bfloat16 only')
     (operator, tensors, numbers), _ = recorded[name]
     half = tuple(t.to(dtype) if torch.is_tensor(t) and t.is_floating_point() else t for t in tensors)
     full = tuple(t.float() if torch.is_tensor(t) and t.is_floating_point() else t for t in half)

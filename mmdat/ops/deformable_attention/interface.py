@@ -140,7 +140,9 @@ def _tiled(
     max_scores: int,
 ) -> Tensor:
     attend = deformable_attention_operator if is_compiling() else tiled_deformable_attention
-    position = bias.position.expand(query.shape[0], -1, -1, -1, -1)
+    position = bias.position
+    if position.shape[0] != query.shape[0]:  # one set for the whole batch
+        position = position.expand(query.shape[0], -1, -1, -1, -1)
     axes = bias.query_y, bias.query_x, bias.evenly_spaced
     return attend(query, key, value, bias.table, position, *axes, num_heads, max_scores)
 
