@@ -596,7 +596,8 @@ def test_features_and_classes_of_the_documentation(given, tmp_path, monkeypatch,
     printed = capsys.readouterr().out.splitlines()
     assert printed == [line.partition('  # ')[2].partition(':')[0] for line in features.splitlines() if '  # ' in line]
     namespace = {}
-    exec(inferencer, namespace)
+    with DefaultScope.overwrite_default_scope('mmpretrain'):  # as in a process of its own
+        exec(inferencer, namespace)
     (result,) = namespace['classify'](np.array(Image.open('a.jpg')), show_dir=None)
     assert result['pred_scores'].shape == (1000,)
 
