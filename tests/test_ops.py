@@ -435,7 +435,7 @@ def test_unknown_implementation_and_budget_are_refused(operator, monkeypatch):
         attend()(*inputs)
 
 
-@pytest.mark.parametrize('device, mebibytes', [('cpu', 8), ('meta', 256)])
+@pytest.mark.parametrize('device, mebibytes', [('cpu', 8), ('meta', 320)])
 def test_budget_is_that_of_the_device_unless_given(device, mebibytes, monkeypatch):
     device = torch.device(device)
     for dtype, size in ((torch.float64, 8), (torch.float32, 4), (torch.bfloat16, 2)):

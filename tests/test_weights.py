@@ -469,7 +469,7 @@ print(mmdat.features('tiny', numpy.zeros((32, 32, 3), numpy.uint8)).pooled.shape
 
 def test_names_and_features_need_pytorch_alone(given):
     done = subprocess.run([sys.executable, '-c', ON_TORCH_ALONE], capture_output=True, text=True)
-    assert done.stdout == 'torch.Size([1, 768]) 20\n', done.stderr
+    assert done.stdout == 'torch.Size([1, 768]) 26\n', done.stderr
 
 
 # --- safetensors -----------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 
 #: Bytes that are held at a time, on a CPU a part of its caches, elsewhere enough for few large kernels.
-CHUNK_BYTES = {'cpu': 8 * 2**20, 'other': 384 * 2**20}
+CHUNK_BYTES = {'cpu': 8 * 2**20, 'other': 320 * 2**20}
 
 #: On a GPU, the plain form of deformable attention is taken where it holds no more than this for a layer: it moves
 #: fewer bytes in fewer kernels than tiles do (counted, docs/gpu.md). On a CPU tiles stay in its caches.
