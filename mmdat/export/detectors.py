@@ -181,7 +181,7 @@ def keep_large(boxes: Tensor, cfg: Any) -> Tensor:
     """Which boxes are larger than ``min_bbox_size``, ``(N,)`` bool."""
     least = cfg.get('min_bbox_size', -1)
     sides = boxes[:, 2:] - boxes[:, :2]
-    return (sides > least).all(1) if least >= 0 else sides[:, 0] == sides[:, 0]
+    return (sides > least).all(1) if least >= 0 else torch.ones_like(sides[:, 0], dtype=torch.bool)
 
 
 def check_nms(cfg: Any) -> None:
