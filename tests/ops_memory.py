@@ -61,13 +61,13 @@ def windows(size, batch=1, heads=2):
 
 #: Small enough to be quick; with a small budget, naive forms would hold several times what is allowed.
 SMALL = {
-    'thin map': lambda: deformable('table', (1, 900), (1, 900)),
+    'thin map': lambda: deformable('table', (1, 1400), (1, 1400)),
     'thin map, queries anywhere': lambda: deformable('table', (160, 1), (160, 1), evenly_spaced=False),
     'long map': lambda: deformable('table', (8, 512), (4, 512), heads=1),
     'table, batch': lambda: deformable('table', (14, 14), (14, 14), batch=16, heads=8, groups=4),
-    'dropout': lambda: deformable('table', (32, 32), (32, 32), dropout=0.1),
-    'log': lambda: deformable('log', (24, 24), (24, 24)),
-    'log, thin': lambda: deformable('log', (1, 800), (1, 400)),
+    'dropout': lambda: deformable('table', (40, 40), (40, 40), dropout=0.1),
+    'log': lambda: deformable('log', (32, 32), (32, 32)),
+    'log, thin': lambda: deformable('log', (1, 1200), (1, 600)),
     'fixed, batch': lambda: deformable('fixed', (14, 14), (14, 14), batch=16, heads=8),
     'neighborhood, thin': lambda: neighborhood((7, 1024)),
     'neighborhood, batch': lambda: neighborhood((16, 16), batch=16, heads=8),

@@ -22,7 +22,11 @@ MIB = 2**20
     ],
 )
 def test_memory_of_a_process_is_linear_in_the_pixels(cases, mode, budget):
-    """A bounded number of tensors of the budget's size, and of tensors like the inputs."""
+    """A bounded number of tensors of the budget's size, and of tensors like the inputs.
+
+    Where one tile holds all, the small cases take 50 to 600 MiB. The process's threads and its allocator have a share
+    in the bound, which therefore leaves half as much again as was ever seen.
+    """
     environment = dict(os.environ, MMDAT_CHUNK_BYTES=str(budget))
     command = [sys.executable, str(SCRIPT), mode, *cases]
     result = subprocess.run(command, capture_output=True, text=True, env=environment)
@@ -32,4 +36,4 @@ def test_memory_of_a_process_is_linear_in_the_pixels(cases, mode, budget):
     assert len(lines) == len(cases)
     for line in lines:
         inputs, beyond = map(int, line.rpartition(': ')[2].split())
-        assert beyond <= 20 * budget + 6 * inputs, line
+        assert beyond <= 32 * budget + 3 * inputs, line
