@@ -339,6 +339,12 @@ CASES = [
         'has no train_dataloader, so nothing can be trained: start from one of configs/',
     ),
     Case(
+        'arguments of the backbone that the base has',
+        nothing,
+        train(CLASSIFIER, 'model.backbone.norm_eval=True', 'model.backbone.depth=50'),
+        'DAT takes no depth, norm_eval: put _delete_=True into the dict of the backbone',
+    ),
+    Case(
         'config without a DAT',
         write('x.py', f'_base_ = "{CLASSIFIER}"\nmodel = dict(backbone=dict(_delete_=True, type="ResNet", depth=18))'),
         ['visualize_deformation', IMAGE, '--config', 'x.py'],

@@ -17,7 +17,7 @@ from mmdat.checkpoints.whole_files import with_whole_checkpoints
 from mmdat.checkpoints.without_code import TRUSTED, CheckpointFiles, reading_without_code
 from mmdat.checkpoints.work_dir import only_run
 from mmdat.config.checks import check_amp, check_compile, check_fit, check_run, check_start, check_work_dir
-from mmdat.config.parts import check_launcher, check_maps, check_optimizer
+from mmdat.config.parts import check_arguments, check_launcher, check_maps, check_optimizer
 from mmdat.config.runs import (
     for_testing,
     for_training,
@@ -61,6 +61,7 @@ def train(
         check_amp(cfg)
         check_sharding(cfg)
         check_launcher(cfg)
+        check_arguments(cfg)
         check_maps(cfg)
         if not resume and cfg.get('resume'):
             resume = cfg.get('load_from') or 'auto'
@@ -109,6 +110,7 @@ def evaluate(
         if compile:
             check_compile(cfg)
         check_launcher(cfg)
+        check_arguments(cfg)
         check_maps(cfg)
         check_run(cfg, training=False, read=files.read)
         runner = _build(with_data_check(cfg), compile)

@@ -1,5 +1,6 @@
 """Checks that the parts of a config fit each other: data and model, backbone and what reads its maps, launcher."""
 
+import inspect
 import os
 from typing import Any, Optional
 
@@ -66,6 +67,22 @@ def check_task(cfg: Config, part: str) -> None:
                     f'{part}_dataloader prepares images for {task}, but the config is for {cfg.default_scope}: choose '
                     f'the --override (or the pipeline) of the same task'
                 )
+
+
+def check_arguments(cfg: Config) -> None:
+    """Check that each DAT of the model gets no arguments of another backbone.
+
+    Raises:
+        RunError: If one does, as where a config changes the backbone of its base but keeps that one's dict.
+    """
+    known = {'type', *inspect.signature(DAT).parameters}
+    for node in dicts(cfg.model):
+        foreign = sorted(set(node) - known) if _is_dat(node) else []
+        if foreign:
+            raise RunError(
+                f'DAT takes no {", ".join(foreign)}: put _delete_=True into the dict of the backbone if they come from '
+                f'a base of the config, else remove them'
+            )
 
 
 def check_maps(cfg: Config) -> None:
