@@ -339,12 +339,6 @@ CASES = [
         'has no train_dataloader, so nothing can be trained: start from one of configs/',
     ),
     Case(
-        'arguments of the backbone that the base has',
-        nothing,
-        train(CLASSIFIER, 'model.backbone.norm_eval=True', 'model.backbone.depth=50'),
-        'DAT takes no depth, norm_eval: put _delete_=True into the dict of the backbone',
-    ),
-    Case(
         'config without a DAT',
         write('x.py', f'_base_ = "{CLASSIFIER}"\nmodel = dict(backbone=dict(_delete_=True, type="ResNet", depth=18))'),
         ['visualize_deformation', IMAGE, '--config', 'x.py'],
@@ -357,9 +351,15 @@ CASES = [
         'trian_cfg.max_epochs changes nothing, … did you mean train_cfg',
     ),
     Case(
-        'unknown argument of the backbone',
+        'arguments of another backbone',
         nothing,
-        train(CLASSIFIER, BACKBONE + 'depth=3'),
+        train(CLASSIFIER, BACKBONE + 'norm_eval=True', BACKBONE + 'depth=50'),
+        'DAT takes no depth, norm_eval: put _delete_=True into the dict of the backbone',
+    ),
+    Case(
+        'unknown argument of another part',
+        nothing,
+        train(CLASSIFIER, 'model.head.depth=3'),
         "the config cannot be used, as …got an unexpected keyword argument 'depth': correct or remove",
     ),
     Case(
