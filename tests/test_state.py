@@ -1,10 +1,12 @@
 """Whatever mmdat does with MMEngine, mmpretrain and PyTorch, they are afterwards as they were before."""
 
 import gc
+import importlib
 import multiprocessing
 import os
 import warnings
 import weakref
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -70,6 +72,8 @@ def state():
 def place(tmp_path_factory):
     """Demo data and an untrained checkpoint for each task; all that is registered by imports is registered."""
     place = tmp_path_factory.mktemp('state')
+    with suppress(ImportError):  # a run may import it, and it adds a filter of warnings
+        importlib.import_module('pkg_resources')
     make_shapes(place / 'data/shapes', num_train=2, num_val=1, size=SIZE)
     for task in TASKS:
         model = build_model(small_config(task, 'dat', 'work'))

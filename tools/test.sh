@@ -3,7 +3,8 @@
 #
 #   bash tools/test.sh [options of tools/install.sh] [options of pytest]
 #
-# Without options: everything but the tests marked slow, on the current stack. Add `-m slow` for those.
+# Without options: everything but the tests marked slow, on the current stack. Add `-m slow` for those. Up to four
+# processes share the tests, each with one thread; `-n 0` is one process.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -19,4 +20,5 @@ while (($#)); do
 done
 bash tools/install.sh ${install[@]+"${install[@]}"}
 venv=$(bash tools/install.sh ${install[@]+"${install[@]}"} --print-venv)
-exec "$venv/bin/python" -m pytest "$@"
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+exec "$venv/bin/python" -m pytest -n logical --maxprocesses 4 --dist worksteal "$@"
