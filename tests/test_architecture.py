@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -135,3 +136,15 @@ def test_no_private_name_of_another_package_is_touched():
     assert not found
     used = {name for _, tree in TREES for name in used_names(tree)} | set(own_names())
     assert set(PRIVATE) <= used, 'no longer needed'
+
+
+def test_the_map_names_every_package_and_environment_variable():
+    page = (ROOT / 'docs/map.md').read_text()
+    for path in PACKAGE.iterdir():
+        if not path.name.startswith(('_', '.')) and path.stem not in ('version', 'configs'):
+            name = f'`mmdat/{path.name}{"/" * path.is_dir()}`'
+            assert name in page, name
+    files = [file for name in ('mmdat', 'tools', 'tests', 'benchmarks') for file in (ROOT / name).rglob('*.[ps][yh]')]
+    for file in files:
+        for name in re.findall(r"""['"{]\b(MMDAT_[A-Z_]+)\b""", file.read_text()):
+            assert f'`{name}' in page, f'{file}: {name}'
