@@ -67,6 +67,7 @@ setup(
         'mim': requirements('mminstall'),
         'tests': requirements('tests'),
         'export': requirements('export'),
+        'data': requirements('data'),
         'docs': requirements('docs'),
     },
     cmdclass={'build_py': BuildWithMim},

@@ -81,11 +81,12 @@ def read_config(
     data: Optional[str] = None,
     work_dir: Optional[str] = None,
     launcher: str = 'none',
+    val_fraction: Optional[float] = None,
 ) -> 'Config':
     """The config that a command line names; ``cfg_options`` are texts such as ``model.head.num_classes=4``."""
     from mmdat.config.load import load_config
 
-    return load_config(path, override, read_options(cfg_options), data, work_dir, launcher)
+    return load_config(path, override, read_options(cfg_options), data, work_dir, launcher, val_fraction)
 
 
 def read_options(cfg_options: Optional[list[str]]) -> Optional[dict[str, Any]]:

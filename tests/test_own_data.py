@@ -11,17 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from in_process import run_tool
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+import mmdat.apis
 from mmdat.config.load import load_config
 from mmdat.config.own_data.colours import well_apart
 from mmdat.config.own_data.layout import printable
 from mmdat.datasets.files import find_images, held_out
 from mmdat.errors import RunError
-from mmdat.hooks.data_check import count, table
+from mmdat.hooks.data_check import check_evaluators, count, table
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = {
@@ -106,6 +107,11 @@ def built(cfg, part='train'):
     return DATASETS.build(cfg[f'{part}_dataloader'].dataset)
 
 
+def notes(cfg):
+    """What the log of the training will say about its data."""
+    return list(cfg.default_hooks.data_check.notes)
+
+
 def every(**change):
     return lambda data: [annotation.update(change) for annotation in data['annotations']]
 
@@ -138,6 +144,13 @@ def named_images(data):
             item[key] = f'photo {item[key]}'
 
 
+def large_ids(data, shift):
+    for image in data['images']:
+        image['id'] += shift
+    for annotation in data['annotations']:
+        annotation.update(id=annotation['id'] + shift, image_id=annotation['image_id'] + shift)
+
+
 # --- COCO ------------------------------------------------------------------------------------------
 
 COMPLETED = {
@@ -159,6 +172,7 @@ COMPLETED = {
         a.update(segmentation=[np.reshape(a['segmentation'][0], (-1, 2)).tolist()]) for a in data['annotations']
     ],
     'crowd as a truth value': every(iscrowd=False),
+    'ids of 70 bits': lambda data: large_ids(data, 2**70),
 }
 
 
@@ -188,6 +202,29 @@ def test_what_is_missing_is_completed_in_a_copy(edit, place):
     ids = [annotation['id'] for annotation in written['annotations']]
     assert len(set(ids)) == len(ids) and min(ids) > 0
     assert all(annotation['area'] > 0 and annotation['iscrowd'] == 0 for annotation in written['annotations'])
+
+
+def test_large_ids_are_told_apart(place):
+    """As floats, ids of 61 bits would be one."""
+    make_coco(lambda data: large_ids(data, 2**60))
+    cfg = load('coco_folder')
+    assert notes(cfg) == [] and count(built(cfg)).of_class.tolist() == [2, 2]
+
+
+def test_numbers_of_rle(place):
+    runs = [20 * SIZE[0] + 10, 9, SIZE[0] * SIZE[1] - 20 * SIZE[0] - 19]
+    make_coco(every(segmentation=dict(size=[str(side) for side in SIZE], counts=[float(run) for run in runs])))
+    cfg = load('coco_folder')
+    mask = built(cfg).get_data_info(0)['instances'][0]['mask']
+    assert mask == dict(size=list(SIZE), counts=runs)
+    assert 'RLE as whole numbers (4)' in notes(cfg)[0]
+
+
+def test_a_few_empty_masks_are_said(place):
+    make_coco(first(segmentation=[[50, 40, 60, 40, 60, 46]]))
+    cfg = load('coco_folder')
+    assert [note.split(': ')[1] for note in notes(cfg)] == ['they are learnt as empty masks.'] * 2
+    assert notes(cfg)[0].startswith('1 of 4 masks of data/annotations/train.json have no pixel in their boxes')
 
 
 @pytest.mark.parametrize('encoding', ['utf-8-sig', 'utf-16', 'utf-32'])
@@ -221,6 +258,20 @@ REFUSED = {
         'does not count 3072 pixels',
     ),
     'compressed RLE that is none': (first(segmentation=dict(size=list(SIZE), counts='ooooooP')), 'does not count 3072'),
+    'polygons of two points': (every(segmentation=[[1, 1, 9, 9]]), '4 without a polygon of three points or more'),
+    'polygons with half a point': (
+        every(segmentation=[[1, 1, 9, 9, 1, 9, 5]]),
+        'no object that can be learnt, of 4: 4 without a polygon',
+    ),
+    'masks of a line': (every(segmentation=[[20, 20, 30, 20, 40, 20]]), '4 of 4 masks .* have no pixel in their boxes'),
+    'empty RLE': (
+        every(segmentation=dict(size=list(SIZE), counts=[SIZE[0] * SIZE[1]])),
+        '4 of 4 masks .* have no pixel in their boxes, such as that of the id 1: bbox and segmentation must be',
+    ),
+    'masks in fractions': (
+        lambda data: [a.update(segmentation=[[v / 64 for v in a['segmentation'][0]]]) for a in data['annotations']],
+        'have no pixel in their boxes',
+    ),
     'crowd of text': (first(iscrowd='no'), r"annotations\[0\] .* has iscrowd 'no': set it to 0 or 1"),
     'two images of one id': (of_images(id=3), r'images\[1\] .* has the id 3 as 0.jpg has'),
     'two categories of one id': (lambda data: data['categories'][1].update(id=1), 'has the id 1 as another has'),
@@ -299,18 +350,34 @@ def test_validation_from_a_part_of_the_training_data(missing, place):
     assert not ids[0] & ids[1]
 
 
-def test_no_validation_data(place):
-    for helper, make in (
-        ('coco_folder', make_coco),
-        ('image_label_folder', make_maps),
-        ('class_folders', make_folders),
-    ):
-        shutil.rmtree('data', ignore_errors=True)
-        make(splits=('train',))
-        cfg = load(helper)
-        assert cfg.val_dataloader is None and cfg.val_cfg is None and cfg.val_evaluator is None
-        assert len(cfg.test_dataloader.dataset.metainfo.classes) == 2  # for inference
-        assert count(built(cfg)).of_class.all()
+@pytest.mark.parametrize(
+    'helper, make', [('coco_folder', make_coco), ('image_label_folder', make_maps), ('class_folders', make_folders)]
+)
+@pytest.mark.parametrize('left', ['nothing', 'empty folders'])
+def test_no_validation_data(helper, make, left, place):
+    make(splits=('train',))
+    if left == 'empty folders':
+        for folder in ('val', 'images/val', 'labels/val'):
+            Path('data', folder).mkdir(parents=True)
+    cfg = load(helper)
+    assert notes(cfg)[0].endswith('--val-fraction 0.1 keeps a tenth of the training data for it.')
+    assert cfg.val_dataloader is None and cfg.val_cfg is None and cfg.val_evaluator is None
+    assert len(cfg.test_dataloader.dataset.metainfo.classes) == 2  # for inference
+    assert count(built(cfg)).of_class.all()
+
+
+def test_the_option_of_the_command_line(place, monkeypatch, capsys):
+    """tools/train.py --val-fraction, up to the first sentence that ends it."""
+    make_folders(splits=('train',))
+    paths = [ROOT / 'configs/demo/datnano_shapes.py', '--override', ROOT / 'configs/own_data/class_folders.py']
+    started = []
+    monkeypatch.setattr(mmdat.apis, 'train', lambda cfg, *args: started.append(cfg))
+    assert run_tool(monkeypatch, 'train', *paths, '--data', 'data', '--val-fraction', 0.25) == 0
+    assert [count(built(started[0], part)).of_class.tolist() for part in COUNTS] == [[3, 3], [1, 1]]
+    assert run_tool(monkeypatch, 'train', *paths, '--data', 'data', '--val-fraction', 1.5) == 1
+    assert 'val_fraction must be a number between 0 and 1, such as 0.1, got 1.5' in capsys.readouterr().err
+    assert run_tool(monkeypatch, 'train', paths[0], '--val-fraction', 0.1) == 1
+    assert '--val-fraction 0.1 needs --override with the layout of your data' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('fraction', [0, 1, -0.5, 'half', True])
@@ -372,6 +439,13 @@ MAPS = {
     '0 and 255': (dict(encode=times(255)), 'values 0 .*, 255 .*nothing can be learnt: .*label_map=0:0,255:1 if 255'),
     '0 and 255 without names': (dict(encode=times(255), classes=''), 'set --cfg-options label_map=0:0,255:1'),
     'gray codes': (dict(encode=times(100), classes=''), 'as if they were gray values: .*label_map=0:0,100:1'),
+    'gray codes with 255': (
+        dict(encode=lambda mask: mask * np.uint8(170) + np.eye(*SIZE, dtype=np.uint8) * 85, classes=''),
+        'label_map=0:0,85:1,170:2 .and 255:3 if 255 is a class, too',
+    ),
+    'gray codes with names': (dict(encode=times(128)), 'has the label 128, .*label_map=0:0,128:1; else'),
+    'JPEG': (dict(suffix='_mask.jpg', options={'seg_map_suffix': '_mask.jpg'}), 'in JPEG files, .*save them as PNG'),
+    'two classes of one name': (dict(classes='object\nobject\n'), 'classes.txt has 2 classes named object'),
     'one class only': (dict(encode=times(0)), r'values 0 \(100.0% of the pixels\), .*fewer than two classes'),
     'nothing but 255': (dict(encode=lambda mask: mask * 0 + 255), r'values 255 \(100.0%.*nothing can be learnt'),
     'labels from 1': (dict(encode=lambda mask: mask + 1), 'has the label 2, .*reduce_zero_label=True'),
@@ -392,9 +466,11 @@ MAPS = {
 
 @pytest.mark.parametrize('made, message', MAPS.values(), ids=MAPS)
 def test_label_maps_that_mean_something_else(made, message, place):
+    made = dict(made)
+    options = {f'train_dataloader.dataset.{key}': value for key, value in made.pop('options', {}).items()}
     make_maps(**made)
     with pytest.raises(RunError, match=message) as error:
-        load('image_label_folder')
+        load('image_label_folder', **options)
     assert '\n' not in str(error.value)
 
 
@@ -423,6 +499,28 @@ def test_options_map_values_without_rewriting_files(encode, options, place):
         assert count(dataset).of_class.tolist() == [COUNTS[part] * SIZE[0] * SIZE[1] - expected, expected]
 
 
+def test_maps_of_one_bit(place):
+    make_maps()
+    for path in Path('data/labels').rglob('*.png'):
+        Image.fromarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED) * 255).convert('1').save(path)
+    assert count(built(load('image_label_folder'))).of_class.all()
+
+
+def test_255_may_stand_for_a_class(place):
+    make_maps(lambda mask: np.where(np.eye(*SIZE), 255, mask).astype(np.uint8), classes='a\nb\nc\n')
+    (note,) = notes(load('image_label_folder'))
+    assert 'have the value 255' in note and note.endswith(
+        'no pixel belongs to c: if 255 stands for it, set --cfg-options label_map=255:2.'
+    )
+
+
+def test_maps_without_an_image_are_named(place):
+    make_maps()
+    Path('data/images/train/2.jpg').unlink()
+    (note,) = notes(load('image_label_folder'))
+    assert note == '1 label maps, such as data/labels/train/2.png, have no image, and are not used.'
+
+
 def test_suffixes_as_mmseg_pairs_them(place):
     make_maps(suffix='_mask.png')
     for path in Path('data/images').rglob('*.jpg'):
@@ -449,7 +547,7 @@ def test_images_and_maps_in_one_folder(place):
     assert len(built(load('image_label_folder', **options))) == COUNTS['train']
 
 
-@pytest.mark.parametrize('option', ['0', '0:a', '0:300', [['0']]])
+@pytest.mark.parametrize('option', ['0', '0:a', '0:300', [['0']], '0:0,0:1', '1:0'])
 def test_label_maps_that_are_none(option, place):
     make_maps()
     with pytest.raises(RunError, match='label_map'):
@@ -470,6 +568,18 @@ def test_the_palette_of_the_user_is_kept(place):
     palette = [[1, 2, 3], [4, 5, 6]]
     cfg = load('image_label_folder', **{'train_dataloader.dataset.metainfo.palette': palette})
     assert cfg.train_dataloader.dataset.metainfo.palette == [(1, 2, 3), (4, 5, 6)]
+    assert notes(cfg) == []
+
+
+@pytest.mark.parametrize('palette', [[[1, 2, 3]], [[1, 2, 3], [4, 5, 600]], 'red', [1, 2], []])
+def test_a_palette_that_does_not_fit_is_replaced_and_said(palette, place):
+    make_maps()
+    cfg = load('image_label_folder', **{'train_dataloader.dataset.metainfo.palette': palette})
+    assert cfg.train_dataloader.dataset.metainfo.palette == well_apart(2)
+    assert notes(cfg) == [
+        'metainfo.palette is not used, as it is no list of 2 colours, each of three numbers from 0 to 255: colours are '
+        'made.'
+    ]
 
 
 # --- class folders ---------------------------------------------------------------------------------
@@ -481,7 +591,7 @@ def test_all_common_images_are_read(suffix, place):
     assert count(built(load('class_folders'))).of_class.tolist() == [4, 4]
 
 
-@pytest.mark.parametrize('name', ['.ipynb_checkpoints', '.git', '__MACOSX', '@eaDir'])
+@pytest.mark.parametrize('name', ['.ipynb_checkpoints', '__MACOSX', '@eaDir', '$RECYCLE.BIN', '__pycache__'])
 def test_hidden_folders_are_no_classes(name, place):
     make_folders()
     for split in COUNTS:
@@ -491,12 +601,22 @@ def test_hidden_folders_are_no_classes(name, place):
     assert count(built(cfg, 'val')).of_class.tolist() == [2, 2]
 
 
-def test_a_class_that_is_not_validated(place, capsys):
-    MMLogger.get_instance(str(place))  # the current one may write elsewhere
+@pytest.mark.parametrize('folder', ['none', 'empty'])
+def test_a_class_that_is_not_validated(folder, place):
     make_folders()
     shutil.rmtree('data/val/cat')
-    assert count(built(load('class_folders'), 'val')).of_class.tolist() == [0, 2]
-    assert 'val has no folder cat: of these classes nothing is validated' in ''.join(capsys.readouterr())
+    if folder == 'empty':
+        Path('data/val/cat').mkdir()
+    cfg = load('class_folders')
+    assert count(built(cfg, 'val')).of_class.tolist() == [0, 2]
+    assert notes(cfg) == ['data/val has no images of cat: of these classes nothing is validated.']
+
+
+def test_images_beside_the_folders_are_named(place):
+    make_folders()
+    shutil.copy('data/train/cat/0.jpg', 'data/train/cat_0.jpg')
+    (note,) = notes(load('class_folders'))
+    assert note == '1 images, such as data/train/cat_0.jpg, lie in no folder of a class, and are not used.'
 
 
 @pytest.mark.parametrize(
@@ -506,6 +626,15 @@ def test_a_class_that_is_not_validated(place, capsys):
         (lambda: Path('data/val/bird').mkdir(), 'no class can be learnt for bird'),
         (lambda: [p.rename(p.with_suffix('.heic')) for p in Path('data/train/cat').iterdir()], r'\(4 .heic\)'),
         (lambda: Path('data/train/cat/9.jpg').write_bytes(b''), 'cat/9.jpg is not a readable image'),
+        (lambda: cut('data/train/cat/1.jpg'), 'cat/1.jpg is not a readable image'),
+        (lambda: cut('data/val/cat/1.jpg'), 'cat/1.jpg is not a readable image'),
+        (lambda: [shutil.rmtree(f'data/{split}/cat') for split in COUNTS], 'one class only, dog'),
+        (
+            lambda: [
+                path.rename(f'data/train/{number}.jpg') for number, path in enumerate(Path('data/train/cat').iterdir())
+            ],
+            'no images of the class cat .*4 images, such as .* lie in no folder of a class',
+        ),
         (lambda: Path('data/train/cat/9.png').write_bytes(bomb()), '9.png is too large to be loaded'),
     ],
 )
@@ -514,6 +643,11 @@ def test_class_folders_that_cannot_be_learnt(spoil, message, place):
     spoil()
     with pytest.raises(RunError, match=message):
         load('class_folders')
+
+
+def cut(path):
+    """Take the end of a file away."""
+    Path(path).write_bytes(Path(path).read_bytes()[:-40])
 
 
 def bomb():
@@ -555,6 +689,34 @@ def test_part_of_the_label_maps_is_held_out(place):
     assert len(paths[0] | paths[1]) == 4
 
 
+# --- any config ------------------------------------------------------------------------------------
+
+OBJECTS = {
+    'polygon': (first(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]]), 'has 1e.09 in segmentation, far outside'),
+    'box': (first(bbox=[1, 1, 1e9, 9]), 'has 1e.09 in bbox, far outside'),
+    'RLE': (first(segmentation=dict(size=list(SIZE), counts=[5, 10**9])), 'has a mask whose RLE does not count 3072'),
+    'no mask': (lambda data: data['annotations'][0].pop('segmentation'), 'has no segmentation, but the config learns'),
+}
+
+
+@pytest.mark.parametrize('edit, message', OBJECTS.values(), ids=OBJECTS)
+def test_objects_of_any_config_are_looked_at(edit, message, place):
+    make_coco()
+    cfg = load('coco_folder')
+    make_coco(edit)  # what the config reads is not what was looked at when it was loaded
+    with pytest.raises(RunError, match=f'an object in data/train/0.jpg {message}'):
+        count(built(cfg))
+
+
+def test_annotations_of_metrics_are_looked_at(place):
+    make_coco(first(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]], area=0))  # which the dataset leaves out, but no metric
+    metric = dict(type='CocoMetric', ann_file='data/annotations/val.json')
+    with pytest.raises(RunError, match='the annotation 1 of data/annotations/val.json, in 0.jpg, has 1e.09 in segm'):
+        check_evaluators([metric, dict(type='DumpResults')])
+    make_coco()
+    check_evaluators(metric)
+
+
 # --- VOC and YOLO ----------------------------------------------------------------------------------
 
 XML = """<annotation><filename>{i}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
@@ -584,15 +746,16 @@ def make_yolo():
     Path('data/data.yaml').write_text('names: [cat, dog]\n')
 
 
+BOXES_ONLY = {
+    f'{part}_dataloader.dataset.pipeline.{n}.with_mask': False for part, n in (('train', 1), ('val', 2), ('test', 2))
+}
+
+
 @pytest.mark.parametrize('helper, make', [('voc_folder', make_voc), ('yolo_folder', make_yolo)])
 def test_boxes_of_other_formats(helper, make, place):
     pytest.importorskip('globox')
     make()
-    box_only = {
-        f'{part}_dataloader.dataset.pipeline.{n}.with_mask': False
-        for part, n in (('train', 1), ('val', 2), ('test', 2))
-    }
-    cfg = load(helper, **box_only)
+    cfg = load(helper, **BOXES_ONLY)
     dataset = built(cfg)
     assert dataset.metainfo['classes'] == ('cat', 'dog') and len(dataset) == 4
     for i in range(4):
@@ -601,6 +764,20 @@ def test_boxes_of_other_formats(helper, make, place):
     assert len(built(cfg, 'val')) == 2
     with pytest.raises(RunError, match='have no segmentation, but the config learns masks'):
         load(helper)
+
+
+def test_polygons_of_yolo_are_read_as_boxes(place):
+    pytest.importorskip('globox')
+    make_yolo()
+    left, top, right, bottom = 16 / 64, 8 / 48, 40 / 64, 24 / 48
+    Path('data/labels/train/0.txt').write_text(f'0 {left} {top} {right} {top} {right} {bottom} {left} {bottom}\n')
+    Path('data/labels/train/1.txt').write_text('')  # an image without objects
+    with pytest.raises(RunError, match='have no segmentation, but the config learns masks'):
+        load('yolo_folder')
+    cfg = load('yolo_folder', **BOXES_ONLY)
+    (one,) = built(cfg).get_data_info(0)['instances']
+    assert one['bbox'] == pytest.approx([16, 8, 40, 24], abs=1e-6)
+    assert count(built(cfg)).of_class.sum() == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,5 @@
-# Trains any config of boxes for COCO on a dataset of your own in the format of PASCAL VOC (needs pip install globox).
-# The classes are the names of the training objects.
+# Trains any config of boxes for COCO on a dataset of your own in the format of PASCAL VOC. The classes are the names of
+# the training objects. It needs pip install ".[data]".
 #
 #   python tools/train.py configs/retinanet_dat_t_1x_coco.py --override configs/own_data/voc_folder.py --data my_data
 #

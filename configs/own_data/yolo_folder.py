@@ -1,4 +1,4 @@
-# Trains any config of boxes for COCO on a dataset of your own in the format of YOLO (needs pip install globox).
+# Trains any config of boxes for COCO on a dataset of your own in the format of YOLO (needs pip install ".[data]").
 #
 #   python tools/train.py configs/retinanet_dat_t_1x_coco.py --override configs/own_data/yolo_folder.py --data my_data
 #

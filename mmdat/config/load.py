@@ -30,6 +30,7 @@ def load_config(
     data: Optional[str] = None,
     work_dir: Optional[str] = None,
     launcher: str = 'none',
+    val_fraction: Optional[float] = None,
 ) -> Config:
     """Read a config, as a Runner gets it.
 
@@ -41,6 +42,8 @@ def load_config(
         data: The directory of the data, where the override has ``classes_from``.
         work_dir: Where the run writes; by default ``work_dirs/`` with the names of config and override.
         launcher: What starts the processes: none, pytorch, slurm or mpi.
+        val_fraction: The part of the training data that is held back for validation, where the override has
+            ``classes_from``.
 
     Raises:
         RunError: If a file does not exist.
@@ -54,11 +57,14 @@ def load_config(
         name += '-' + Path(override).stem
     if options:
         _merge_options(cfg, options)
-    if data and not cfg.get('classes_from'):
-        raise RunError(
-            f'--data {data} needs --override with the layout of your data, one of configs/own_data, such as '
-            f'--override configs/own_data/coco_folder.py'
-        )
+    for option, value in (('--data', data), ('--val-fraction', val_fraction)):
+        if value is not None and not cfg.get('classes_from'):
+            raise RunError(
+                f'{option} {value} needs --override with the layout of your data, one of configs/own_data, such as '
+                f'--override configs/own_data/coco_folder.py'
+            )
+    if val_fraction is not None:
+        cfg.val_fraction = val_fraction
     if work_dir or not cfg.get('work_dir'):
         cfg.work_dir = work_dir or os.path.join('work_dirs', name)
     if cfg.get('classes_from'):

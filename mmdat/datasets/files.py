@@ -15,6 +15,9 @@ from PIL import Image, UnidentifiedImageError
 from mmdat.errors import RunError
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp', '.ppm', '.pgm')
+JPEG_SUFFIXES = ('.jpg', '.jpeg')
+# Folders that systems and tools leave behind.
+_SYSTEM = ('.', '__MACOSX', '@eaDir', '__pycache__', '$RECYCLE.BIN', 'System Volume Information', 'lost+found')
 _EXIF_ORIENTATION = 0x0112
 _QUARTER_TURNS = (5, 6, 7, 8)
 
@@ -41,7 +44,7 @@ class LabelMap(NamedTuple):
 
 def hidden(path: Path, root: Path) -> bool:
     """Whether a file or a folder of it below ``root`` is hidden or of the system, such as ``.ipynb_checkpoints``."""
-    return any(part.startswith(('.', '__MACOSX', '@eaDir')) for part in path.relative_to(root).parts)
+    return any(part.startswith(_SYSTEM) for part in path.relative_to(root).parts)
 
 
 def find_images(root: Path, suffixes: Sequence[str] = IMAGE_SUFFIXES) -> list[Path]:
@@ -77,11 +80,13 @@ def image_size(path: Path) -> Optional[ImageSize]:
     """Size of an image by the head of its file; None for a TIFF that Pillow does not know.
 
     Raises:
-        RunError: If the file is no image, or one of more pixels than Pillow takes for an honest one.
+        RunError: If the file is no image, is cut off, or has more pixels than Pillow takes for honest.
     """
     try:
         with Image.open(path) as image:
             turned = image.getexif().get(_EXIF_ORIENTATION, 1) in _QUARTER_TURNS
+            if not _ends(path, image.format):
+                image.load()
             return ImageSize(image.height, image.width, turned)
     except Image.DecompressionBombError as error:
         raise too_large(path, error) from error
@@ -89,6 +94,16 @@ def image_size(path: Path) -> Optional[ImageSize]:
         if path.stat().st_size and path.suffix.lower() in ('.tif', '.tiff'):
             return None
         raise RunError(f'{path} is not a readable image: replace it, or take it out of the dataset') from error
+
+
+def _ends(path: Path, kind: Optional[str]) -> bool:
+    """Whether the mark that ends a JPEG or PNG is in the last bytes of its file; copying that is cut off loses it."""
+    mark = dict(JPEG=b'\xff\xd9', PNG=b'IEND').get(kind or '')
+    if mark is None:
+        return True
+    with path.open('rb') as file:
+        file.seek(-min(path.stat().st_size, 64), os.SEEK_END)
+        return mark in file.read()
 
 
 def too_large(path: Path, error: Exception) -> RunError:
@@ -122,7 +137,9 @@ def _read_label_map(path: str, modified: int) -> LabelMap:
             f'{path} is {kind}, not a label map: save it with one channel (or as a PNG with a palette) that has the '
             f'number of a class at each pixel'
         )
-    if labels.dtype.kind not in 'bui':
+    if labels.dtype == bool:
+        labels = labels.astype(np.uint8)
+    if labels.dtype.kind not in 'ui':
         raise RunError(f'{path} has {labels.dtype} values, not whole numbers: save it as an 8-bit PNG')
     if labels.dtype == np.uint8:
         counts = np.bincount(labels.ravel(), minlength=256)

@@ -11,6 +11,9 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mmdat.config.own_data.coco_fields import read_json
+from mmdat.config.walk import dicts
+from mmdat.datasets.coco_objects import coordinates_fault, is_read, mask_fault
 from mmdat.datasets.files import in_threads, read_label_map
 from mmdat.errors import RunError
 from mmdat.registry import HOOKS
@@ -35,13 +38,22 @@ class DataCheckHook(Hook):
     without objects, labels that are ignored. Pixels are counted in whole label maps, before they are cropped. Datasets
     of other kinds than detection, segmentation and classification are left out.
 
+    Args:
+        notes: What else the log of a training should say about its data.
+
     Raises:
-        RunError: Before anything is learnt, if there is nothing of any class.
+        RunError: Before anything is learnt, if there is nothing of any class, or boxes or masks have numbers that
+            nothing could be computed with.
     """
 
     priority = 'VERY_HIGH'
 
+    def __init__(self, notes: Sequence[str] = ()):
+        self.notes = list(notes)
+
     def before_run(self, runner: Runner) -> None:
+        for note in self.notes:
+            runner.logger.warning(note)
         loops = dict(train=getattr(runner, 'train_loop', None), val=getattr(runner, 'val_loop', None))
         self._check(runner, {part: loop for part, loop in loops.items() if hasattr(loop, 'dataloader')})
 
@@ -52,6 +64,8 @@ class DataCheckHook(Hook):
         outcome: list[Optional[str]] = [None]
         if is_main_process():
             try:
+                for part in loops:
+                    check_evaluators(runner.cfg.get(f'{part}_evaluator'))
                 self._report(runner, {part: loop.dataloader.dataset for part, loop in loops.items()})
             except RunError as error:
                 outcome = [str(error)]
@@ -101,7 +115,11 @@ def count(dataset: Any) -> Optional[Counts]:
         return None
     infos = [dataset.get_data_info(number) for number in range(len(dataset))]
     if all('instances' in info for info in infos):
-        labels = [one['bbox_label'] for info in infos for one in info['instances'] if not one.get('ignore_flag')]
+        masks = _learns_masks(dataset)
+        for info in infos:
+            _check_objects(info, masks)
+        learnt = (one for info in infos for one in info['instances'] if not one.get('ignore_flag'))
+        labels = [one['bbox_label'] for one in learnt if not masks or is_read(one['mask'])]
         return Counts('objects', np.bincount(labels or [0], minlength=len(classes)) * bool(labels), len(infos))
     if all('gt_label' in info for info in infos):
         labels = np.concatenate([np.atleast_1d(info['gt_label']) for info in infos]) if infos else np.zeros(0)
@@ -109,6 +127,51 @@ def count(dataset: Any) -> Optional[Counts]:
     if all(Path(info.get('seg_map_path') or '').is_file() for info in infos):
         return _count_pixels(dataset, infos, len(classes))
     return None
+
+
+def _learns_masks(dataset: Any) -> bool:
+    steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', [])
+    return any(getattr(step, 'with_mask', False) for step in steps)
+
+
+def _check_objects(info: dict, masks: bool) -> None:
+    """Refuse boxes and masks of an image that pycocotools would not survive, and objects without a mask."""
+    height, width = info.get('height'), info.get('width')
+    for one in info['instances']:
+        if masks and 'mask' not in one:
+            raise RunError(
+                f'an object in {info["img_path"]} has no segmentation, but the config learns masks: add it, or choose '
+                f'a detector of boxes'
+            )
+        fault = _fault(one, height, width, 'mask')
+        if fault:
+            raise RunError(f'an object in {info["img_path"]} has {fault}')
+
+
+def check_evaluators(evaluators: Any) -> None:
+    """Refuse the same in annotations that metrics read from JSON files, all of which they encode.
+
+    Raises:
+        RunError: For the first of them.
+    """
+    for metric in dicts(evaluators):
+        path = Path(str(metric.get('ann_file') or ''))
+        if path.suffix != '.json' or not path.is_file():
+            continue
+        data, _ = read_json(path, path.parent)
+        images = {image.get('id'): image for image in data.get('images', [])}
+        for one in data.get('annotations', []):
+            image = images.get(one.get('image_id'), {})
+            fault = _fault(one, image.get('height'), image.get('width'), 'segmentation')
+            if fault:
+                raise RunError(f'the annotation {one.get("id")} of {path}, in {image.get("file_name")}, has {fault}')
+
+
+def _fault(one: dict, height: Optional[int], width: Optional[int], mask: str) -> Optional[str]:
+    """What is wrong with the numbers of an object in an image of a known size, if anything."""
+    if not height or not width:
+        return None
+    return coordinates_fault(one.get('bbox', []), 'bbox', height, width) or mask_fault(one.get(mask), height, width)
 
 
 def _count_pixels(dataset: Any, infos: list[dict], number: int) -> Optional[Counts]:

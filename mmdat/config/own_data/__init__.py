@@ -1,13 +1,11 @@
 """Data of one's own: what a config asks for with ``classes_from`` (see configs/own_data and docs/custom_data.md)."""
 
 import copy
-import logging
 import os
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
-from mmengine.logging import print_log
 
 from mmdat.errors import RunError
 
@@ -40,7 +38,8 @@ def complete_config(cfg: Config, work_dir: str) -> list[str]:
     - ``'voc'``, ``'yolo'``: the names in the annotations, which are converted to COCO format.
 
     Where there is no validation data, the config is left without validation. Faults of test data that are not the
-    validation data are no faults of a training, and only named.
+    validation data are no faults of a training, and only named. What the user should know of the data is put into the
+    config's ``DataCheckHook``, which says it in the log of the training.
 
     Returns:
         The names of the classes.
@@ -65,20 +64,17 @@ def complete_config(cfg: Config, work_dir: str) -> list[str]:
     classes = _LAYOUTS[kind](layout)
     if layout.without_validation:
         cfg.val_dataloader = cfg.val_cfg = cfg.val_evaluator = None
-        print_log(
-            f'{root.absolute()} has no validation data, so nothing is validated: --cfg-options '
-            f'val_fraction=0.1 keeps a tenth of the training data for it',
-            logger='current',
-            level=logging.WARNING,
+        layout.notes.append(
+            f'{root.absolute()} has no validation data, so nothing is validated: --val-fraction 0.1 keeps a tenth of '
+            f'the training data for it.'
         )
     elif test_is_val:
         cfg.test_dataloader, cfg.test_evaluator = copy.deepcopy(cfg.val_dataloader), copy.deepcopy(cfg.val_evaluator)
     for dataset in _datasets(cfg):
         dataset.data_root = str(root)
-        dataset.metainfo = _metainfo(dataset, classes)
-    for note in layout.notes:
-        print_log(note, logger='current', level=logging.WARNING)
-    print_log(f'{len(classes)} classes from {root.absolute()}: {", ".join(classes)}', logger='current')
+        dataset.metainfo = _metainfo(layout, dataset, classes)
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks['data_check'] = ConfigDict(type='mmdat.DataCheckHook', notes=list(dict.fromkeys(layout.notes)))
     return classes
 
 
@@ -103,13 +99,27 @@ def _datasets(cfg: Config) -> list[ConfigDict]:
     return [dataset for loader in loaders if loader for dataset in innermost_datasets(loader['dataset'])]
 
 
-def _metainfo(dataset: ConfigDict, classes: list[str]) -> dict[str, Any]:
+def _metainfo(layout: Layout, dataset: ConfigDict, classes: list[str]) -> dict[str, Any]:
     """Names and colours of the classes; colours of the config are kept if there is one for each class."""
-    palette = (dataset.get('metainfo') or {}).get('palette')
-    if not isinstance(palette, (list, tuple)) or len(palette) != len(classes):
-        palette = well_apart(len(classes))
+    own = dataset.get('metainfo') or {}
+    palette = own.get('palette')
+    if palette is not None and not _is_palette(palette, len(classes)):
+        if not _is_palette(palette, len(own.get('classes') or [])):  # it is of the config's own classes otherwise
+            layout.notes.append(
+                f'metainfo.palette is not used, as it is no list of {len(classes)} colours, each of three numbers from '
+                f'0 to 255: colours are made.'
+            )
+        palette = None
+    palette = palette or well_apart(len(classes))
     # mmdet's visualizer takes a list for several colours.
     return dict(classes=tuple(classes), palette=[tuple(colour) for colour in palette])
+
+
+def _is_palette(palette: Any, count: int) -> bool:
+    if not isinstance(palette, (list, tuple)) or len(palette) != count:
+        return False
+    channels = [list(colour) if isinstance(colour, (list, tuple)) else [] for colour in palette]
+    return all(len(one) == 3 and all(isinstance(n, int) and 0 <= n <= 255 for n in one) for one in channels)
 
 
 def _check_fraction(fraction: Any) -> None:

@@ -8,13 +8,21 @@ from mmengine.config import ConfigDict
 from mmdat.datasets.files import IMAGE_SUFFIXES, find_images, hidden, image_size, in_threads
 from mmdat.errors import RunError
 
-from .layout import LAYOUT_HELP, Layout, printable, require
+from .layout import LAYOUT_HELP, Layout, holds_files, printable, require
 
 
 def complete(layout: Layout) -> list[str]:
     """Set the datasets to the folders of the training images; returns the classes, the names of those."""
     (train,) = layout.datasets('train')
-    folders = _folders(layout.root / _place(train))
+    path = layout.root / _place(train)
+    folders = _folders(path)
+    if len(folders) < 2:
+        raise RunError(
+            f'{path} has a folder of one class only, {folders[0]}, so nothing can be told apart: add a folder with '
+            f'images of something else'
+        )
+    if layout.val_fraction and not any(len(find_images(path / name)) > 1 for name in folders):
+        raise RunError(f'no class in {path} has two images, so none can be held back')
     for part in ('train', 'val', 'test'):
         for dataset in layout.datasets(part):
             _complete(layout, part, dataset, folders)
@@ -36,7 +44,7 @@ def _complete(layout: Layout, part: str, dataset: ConfigDict, folders: list[str]
         dataset.update(val_fraction=layout.val_fraction, held_out=True)
     elif part == 'train' and layout.val_fraction:
         dataset.update(val_fraction=layout.val_fraction, held_out=False)
-    elif part == 'val' and not (layout.root / place).exists():
+    elif part == 'val' and not holds_files(layout.root / place):
         layout.without_validation = True
     elif part == 'val':
         _check_same(layout, layout.root / place, folders)
@@ -63,13 +71,14 @@ def _check_same(layout: Layout, path: Path, folders: list[str]) -> None:
             f'{path} has the folders {own}, but the training images have {folders}: no class can be learnt for '
             f'{", ".join(unknown)}; add training images, or remove it'
         )
-    missing = [folder for folder in folders if folder not in own]
+    missing = [folder for folder in folders if not find_images(path / folder)]
     if missing:
-        layout.notes.append(f'{path} has no folder {", ".join(missing)}: of these classes nothing is validated.')
+        layout.notes.append(f'{path} has no images of {", ".join(missing)}: of these classes nothing is validated.')
 
 
 def _check_images(layout: Layout, path: Path, folders: list[str], needed: bool) -> None:
     empty, unread, images = [], Counter(), []
+    outside = [file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES]
     for folder in folders:
         place = path / folder
         found = find_images(place)
@@ -78,13 +87,17 @@ def _check_images(layout: Layout, path: Path, folders: list[str], needed: bool) 
         unread.update(other.suffix.lower() for other in others if other.suffix.lower() not in IMAGE_SUFFIXES)
         if not found:
             empty.append(folder)
+    beside = f'{len(outside)} images, such as {outside[0]}, lie in no folder of a class' if outside else ''
     listed = ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in unread.most_common(5))
     if (empty and needed) or not images:
         holds = f'; files of other kinds are not read ({listed})' if listed else ''
+        holds += f'; {beside}' if beside else ''
         raise RunError(
             f'{path} has no images of the class {", ".join(empty[:5])} ({", ".join(IMAGE_SUFFIXES)}){holds}: put some '
             f'there, or remove the folder'
         )
+    if beside:
+        layout.notes.append(f'{beside}, and are not used.')
     if listed:
         layout.notes.append(f'{sum(unread.values())} files in {path} are no images that are read: {listed}.')
     in_threads(image_size, images)

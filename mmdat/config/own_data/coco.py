@@ -12,8 +12,8 @@ from mmdat.errors import RunError
 
 from ..walk import dicts
 from .coco_fields import Completed, complete_fields, read_json
-from .coco_geometry import check_boxes, learnable
-from .layout import Layout, require
+from .coco_geometry import check_boxes, check_masks, learnable
+from .layout import Layout, holds_files, require
 
 #: From a file and the folder of its images to annotations in COCO format, and what was changed.
 Reader = Callable[[Path, Path], tuple[Any, list[str]]]
@@ -74,7 +74,7 @@ def _sources(layout: Layout, part: str) -> list[tuple[ConfigDict, Path, Path]]:
 
 def _is_missing(layout: Layout) -> bool:
     """Whether there is nothing of validation data: neither annotations nor folders of images."""
-    return not any(file.exists() or folder.exists() for _, file, folder in _sources(layout, 'val'))
+    return not any(file.exists() or holds_files(folder) for _, file, folder in _sources(layout, 'val'))
 
 
 def _part(layout: Layout, part: str, read: Reader) -> list[Completed]:
@@ -159,12 +159,15 @@ def _write(path: Path, data: dict[str, Any]) -> Path:
 
 def _check_learnable(layout: Layout, one: Completed, part: str) -> int:
     """How many objects are trained on; notes what drops out."""
-    counts = learnable(one.data)
+    counts = learnable(one)
     total = len(one.data['annotations'])
     dropped = {reason: count for reason, count in counts.items() if reason != 'learnt' and count}
     if dropped and counts['learnt']:
         listed = ', '.join(f'{count} {reason}' for reason, count in dropped.items())
         layout.notes.append(f'{sum(dropped.values())} of {total} objects of {one.file} are not used: {listed}.')
+    beside = check_masks(one)
+    if beside:
+        layout.notes.append(beside)
     with_objects = {annotation['image_id'] for annotation in one.data['annotations']}
     without = len(one.data['images']) - len(with_objects)
     if part == 'train' and without and counts['learnt']:
@@ -176,11 +179,10 @@ def _check_learnable(layout: Layout, one: Completed, part: str) -> int:
 
 
 def _nothing(one: Completed) -> RunError:
-    counts = learnable(one.data)
+    counts = learnable(one)
     listed = ', '.join(f'{count} {reason}' for reason, count in counts.items() if reason != 'learnt' and count)
     return RunError(
-        f'{one.file} has no object that can be learnt, of {len(one.data["annotations"])}: {listed}; correct iscrowd, '
-        f'ignore, bbox or file_name'
+        f'{one.file} has no object that can be learnt, of {len(one.data["annotations"])}: {listed}; correct them'
     )
 
 

@@ -3,20 +3,19 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from pycocotools import mask as coco_mask
 
+from mmdat.datasets.coco_objects import coordinates_fault, encoded, rle_fault
 from mmdat.datasets.files import image_size, in_threads
 from mmdat.errors import RunError
 
 from .layout import LAYOUT_HELP, printable
 
-# A coordinate may lie outside of its image by so many times the image's longer side.
-MARGIN = 4
+LARGEST_ID = 2**63  # COCO's evaluation keeps ids in arrays
 
 
 @dataclass
@@ -28,6 +27,7 @@ class Completed:
         file: The file that they were read from.
         folder: The folder of the images.
         changes: What was completed.
+        masks: Whether masks are learnt.
         unturned: Whether sizes are those of the files as stored, whatever turn EXIF data ask for.
         written: The file that has them now.
     """
@@ -36,6 +36,7 @@ class Completed:
     file: Path
     folder: Path
     changes: list[str] = field(default_factory=list)
+    masks: bool = False
     unturned: bool = False
     written: Optional[Path] = None
 
@@ -51,7 +52,7 @@ class Completed:
             images=[image for image in self.data['images'] if image['id'] in chosen],
             annotations=[one for one in self.data['annotations'] if one['image_id'] in chosen],
         )
-        return Completed(data, self.file, self.folder, self.changes, self.unturned)
+        return replace(self, data=data)
 
     @staticmethod
     def joined(parts: list['Completed']) -> 'Completed':
@@ -69,7 +70,7 @@ class Completed:
                 own = dict(id=len(annotations) + 1, image_id=new[one['image_id']])
                 annotations.append(dict(one, **own, category_id=numbers[names[one['category_id']]]))
         data = dict(images=images, annotations=annotations, categories=parts[0].data['categories'])
-        return Completed(data, parts[0].file, parts[0].folder, ['joined'])
+        return Completed(data, parts[0].file, parts[0].folder, ['joined'], parts[0].masks)
 
 
 def read_json(path: Path, folder: Path) -> tuple[Any, list[str]]:
@@ -108,9 +109,9 @@ def complete_fields(
     changes = Counter(dict.fromkeys(done, 0))
     _check_tables(data, file)
     categories = _categories(data, file, changes)
-    completed = Completed(data, file, folder)
+    completed = Completed(data, file, folder, masks=masks)
     images = _images(completed, ignore_orientation, changes)
-    _annotations(completed, images, categories, masks, changes)
+    _annotations(completed, images, categories, changes)
     completed.changes = [f'{what} ({count})' if count else what for what, count in changes.items()]
     return completed
 
@@ -140,6 +141,10 @@ def _number(value: Any) -> Optional[float]:
 
 def _key(value: Any) -> Any:
     """An id as it is compared: 1, 1.0 and "1" are one."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value  # floats would join ids of 60 bits
+    if isinstance(value, str) and value.isdecimal() and len(value) < 40:
+        return int(value)
     number = _number(value)
     return int(number) if number is not None and number.is_integer() else value if isinstance(value, str) else None
 
@@ -192,10 +197,10 @@ def _images(completed: Completed, ignore_orientation: bool, changes: Counter) ->
                 f'cannot be told: give each image an id of its own'
             )
         found[key] = image
-    if not all(isinstance(key, int) for key in found):
+    if not all(isinstance(key, int) and abs(key) < LARGEST_ID for key in found):
         for number, image in enumerate(found.values(), 1):
             image['id'] = number
-        changes['new ids of images, as some are no numbers'] = len(found)
+        changes['new ids of images, as some are no numbers of 63 bits'] = len(found)
     elif any(image['id'] is not key for key, image in found.items() if not isinstance(image['id'], int)):
         for key, image in found.items():
             image['id'] = key
@@ -252,9 +257,7 @@ def _sizes(
             image['height'], image['width'] = size.loaded(ignore_orientation or completed.unturned)
 
 
-def _annotations(
-    completed: Completed, images: dict[Any, dict], categories: dict[Any, int], masks: bool, changes: Counter
-) -> None:
+def _annotations(completed: Completed, images: dict[Any, dict], categories: dict[Any, int], changes: Counter) -> None:
     annotations = completed.data['annotations']
     without = 0
     for number, annotation in enumerate(annotations):
@@ -267,13 +270,13 @@ def _annotations(
         without += not annotation.get('segmentation')
         _complete_box(annotation, where, image, changes)
         _complete_area(annotation, image, changes)
-    if masks and without:
+    if completed.masks and without:
         raise RunError(
             f'{without} of {len(annotations)} annotations in {completed.file} have no segmentation, but the config '
             f'learns masks: choose a detector of boxes, such as configs/retinanet_dat_t_1x_coco.py'
         )
     ids = [annotation.get('id') for annotation in annotations]
-    if not all(type(one) is int and one > 0 for one in ids) or len(set(ids)) < len(ids):
+    if not all(type(one) is int and 0 < one < LARGEST_ID for one in ids) or len(set(ids)) < len(ids):
         changes['new ids of annotations'] = len(ids)  # COCO's own evaluation takes an object 0 for none
         for number, annotation in enumerate(annotations, 1):
             annotation['id'] = number
@@ -316,23 +319,15 @@ def _complete_flag(annotation: dict, where: str, changes: Counter) -> None:
         annotation[key] = int(number)
 
 
-def _numbers(values: Any, where: str, what: str, image: dict, changes: Counter) -> list[float]:
+def _numbers(values: list, where: str, what: str, image: dict, changes: Counter) -> list[float]:
     """Coordinates, seen to be finite numbers not far from their image."""
-    limit = MARGIN * max(image['height'], image['width'])
-    numbers = []
-    for value in values:
-        number = _number(value)
-        if number is None:
-            raise RunError(f'{where} has {value!r} in {what}: coordinates must be finite numbers')
-        if abs(number) > limit:
-            raise RunError(
-                f'{where} has {number:g} in {what}, far outside of the image of {image["height"]}x{image["width"]} '
-                f'pixels: correct it, or remove the annotation'
-            )
-        if isinstance(value, str):
-            changes[f'{what} as numbers'] += 1
-        numbers.append(number if isinstance(value, str) else value)
-    return numbers
+    fault = coordinates_fault(values, what, image['height'], image['width'])
+    if fault:
+        raise RunError(f'{where} has {fault}')
+    if not any(isinstance(value, (str, bool)) for value in values):
+        return values
+    changes[f'{what} as numbers'] += 1
+    return [float(value) for value in values]
 
 
 def _complete_mask(annotation: dict, where: str, image: dict, changes: Counter) -> None:
@@ -341,7 +336,7 @@ def _complete_mask(annotation: dict, where: str, image: dict, changes: Counter) 
         annotation.pop('segmentation', None)
         return
     if isinstance(mask, dict):
-        _check_rle(mask, where, image)
+        _complete_rle(mask, where, image, changes)
         return
     if not isinstance(mask, list):
         raise RunError(f'{where} has a segmentation that is neither polygons nor RLE: correct it')
@@ -362,59 +357,23 @@ def _complete_mask(annotation: dict, where: str, image: dict, changes: Counter) 
     annotation['segmentation'] = polygons
 
 
-def _check_rle(mask: dict, where: str, image: dict) -> None:
+def _complete_rle(mask: dict, where: str, image: dict, changes: Counter) -> None:
     size, counts = mask.get('size'), mask.get('counts')
-    if size != [image['height'], image['width']]:
-        raise RunError(
-            f'{where} has a mask (RLE) of the size {size!r}, but its image has {image["height"]}x{image["width"]} '
-            f'pixels: correct it'
-        )
-    area = image['height'] * image['width']
-    runs = counts if isinstance(counts, list) else list(_runs(counts)) if isinstance(counts, str) else [None]
-    if not all(type(run) is int and run >= 0 for run in runs) or sum(runs) != area:
-        raise RunError(f'{where} has a mask whose RLE does not count {area} pixels: correct it')
-
-
-def _runs(text: str) -> Iterator[Optional[int]]:
-    """The runs of COCO's compressed RLE: pycocotools would decode a forged text without looking at its sum."""
-    runs: list[int] = []
-    value = shift = 0
-    for letter in text:
-        code = ord(letter) - 48
-        if not 0 <= code < 64 or shift > 50:
-            yield None
-            return
-        value |= (code & 0x1F) << shift
-        shift += 5
-        if code & 0x20:
-            continue
-        if code & 0x10:
-            value -= 1 << shift
-        if len(runs) > 2:
-            value += runs[-2]
-        runs.append(value)
-        yield value
-        value = shift = 0
-    if shift:
-        yield None
-
-
-def _encoded(annotation: dict, image: dict) -> Optional[dict]:
-    """The mask as compressed RLE; None where there is none, or one that mmdet ignores."""
-    mask = annotation.get('segmentation')
-    height, width = image['height'], image['width']
-    if isinstance(mask, list):
-        mask = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
-        return coco_mask.merge(coco_mask.frPyObjects(mask, height, width)) if mask else None
-    if mask and isinstance(mask['counts'], list):
-        return coco_mask.frPyObjects(mask, height, width)
-    return mask
+    if isinstance(size, list) and [_key(value) for value in size] == [image['height'], image['width']]:
+        mask['size'] = [image['height'], image['width']]
+    if isinstance(counts, list):
+        mask['counts'] = [_key(value) for value in counts]
+    if any(type(value) is not int for values in (size, counts) if isinstance(values, list) for value in values):
+        changes['RLE as whole numbers'] += 1
+    fault = rle_fault(mask, image['height'], image['width'])
+    if fault:
+        raise RunError(f'{where} has {fault}')
 
 
 def _complete_box(annotation: dict, where: str, image: dict, changes: Counter) -> None:
     box = annotation.get('bbox')
     if not box:
-        mask = _encoded(annotation, image)
+        mask = encoded(annotation.get('segmentation'), image['height'], image['width'])
         if mask is None:
             raise RunError(f'{where} has neither bbox nor segmentation: add one, or remove it')
         changes['bbox from the mask'] += 1
@@ -436,7 +395,7 @@ def _complete_area(annotation: dict, image: dict, changes: Counter) -> None:
     if width < 1 or height < 1:  # left out, whatever its area
         annotation['area'] = 0.0
         return
-    mask = _encoded(annotation, image)
+    mask = encoded(annotation.get('segmentation'), image['height'], image['width'])
     changes['area from the mask or box'] += 1
     annotation['area'] = float(coco_mask.area(mask)) if mask is not None else float(width * height)
     annotation['area'] = annotation['area'] or float(width * height)

@@ -1,9 +1,11 @@
 """Boxes of a whole file in COCO format: the signs that they are written in another way, and how many can be learnt."""
 
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
+from pycocotools import mask as coco_mask
 
+from mmdat.datasets.coco_objects import encoded, is_read, polygons_read
 from mmdat.errors import RunError
 
 from .coco_fields import Completed
@@ -53,8 +55,15 @@ def _masks_say_corners(data: dict[str, Any], boxes: np.ndarray) -> bool:
     return len(agree) > 0 and np.mean(agree) > 0.5
 
 
-def learnable(data: dict[str, Any]) -> dict[str, int]:
+def learnable(completed: Completed) -> dict[str, int]:
     """How many objects are learnt, and how many are not by each reason, by the rules of mmdet's CocoDataset."""
+    learnt, dropped = _learnt(completed)
+    return dict(learnt=int(learnt.sum()), **dropped)
+
+
+def _learnt(completed: Completed) -> tuple[np.ndarray, dict[str, int]]:
+    """Which objects are learnt, and how many are not by each reason."""
+    data = completed.data
     boxes, sizes = _arrays(data)
     flags = {
         key: np.array([bool(annotation.get(key)) for annotation in data['annotations']])
@@ -67,9 +76,47 @@ def learnable(data: dict[str, Any]) -> dict[str, int]:
         'smaller than a pixel': (boxes[:, 2:] < 1).any(1),
         'marked iscrowd, which is never learnt': flags['iscrowd'],
     }
+    if completed.masks:
+        unread = [not is_read(annotation.get('segmentation')) for annotation in data['annotations']]
+        reasons['without a polygon of three points or more'] = np.array(unread, dtype=bool)
     left = np.ones(len(boxes), dtype=bool)
     counts = {}
     for reason, where in reasons.items():
         counts[reason] = int((left & where).sum())
         left &= ~where
-    return dict(learnt=int(left.sum()), **counts)
+    return left, counts
+
+
+def check_masks(completed: Completed) -> Optional[str]:
+    """A sentence on masks without a pixel in their boxes, if there are such among those that are learnt.
+
+    Raises:
+        RunError: If they are most of them.
+    """
+    if not completed.masks:
+        return None
+    sizes = {image['id']: (image['height'], image['width']) for image in completed.data['images']}
+    learnt = [one for one, is_learnt in zip(completed.data['annotations'], _learnt(completed)[0]) if is_learnt]
+    empty = [one for one in learnt if not _meets_box(one, *sizes[one['image_id']])]
+    if not empty:
+        return None
+    found = (
+        f'{len(empty)} of {len(learnt)} masks of {completed.file} have no pixel in their boxes, such as that of the id '
+        f'{empty[0]["id"]}'
+    )
+    if 2 * len(empty) > len(learnt):
+        raise RunError(f'{found}: bbox and segmentation must be in pixels of the same image; correct one of them')
+    return f'{found}: they are learnt as empty masks.'
+
+
+def _meets_box(annotation: dict[str, Any], height: int, width: int) -> bool:
+    """Whether a mask has a pixel in its box."""
+    mask, (x, y, w, h) = annotation['segmentation'], annotation['bbox']
+    polygons = polygons_read(mask) if isinstance(mask, list) else []
+    points = np.concatenate([np.reshape(one, (-1, 2)) for one in polygons]) if polygons else None
+    if points is not None and min(points.max(0) - points.min(0)) >= 2:
+        (left, top), (right, bottom) = points.min(0), points.max(0)
+    else:  # it may have no pixel at all
+        left, top, *size = coco_mask.toBbox(encoded(mask, height, width))
+        right, bottom = left + size[0], top + size[1]
+    return bool(max(left, x) < min(right, x + w) and max(top, y) < min(bottom, y + h))

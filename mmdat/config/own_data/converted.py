@@ -1,4 +1,7 @@
-"""Boxes in PASCAL VOC's XML or YOLO's text files: the package globox reads them, and what follows is as for COCO."""
+"""Boxes in PASCAL VOC's XML or YOLO's text files: the package globox reads them, and what follows is as for COCO.
+
+Of YOLO's polygons it reads the boxes around them.
+"""
 
 from pathlib import Path
 from types import ModuleType
@@ -53,7 +56,7 @@ def complete_yolo(layout: Layout) -> list[str]:
             height, width = size.loaded(layout.ignore_orientation)
             about = dict(image_id=str(name), image_size=(width, height))
             if path.is_file():
-                found.append(_parsed(globox.Annotation.from_yolo_v5, path, **about))
+                found.append(_parsed(_read_yolo, path, globox=globox, **about))
             else:
                 found.append(globox.Annotation(**about))
         strays = sorted({box.label for annotation in found for box in annotation.boxes if box.label not in names})
@@ -64,6 +67,13 @@ def complete_yolo(layout: Layout) -> list[str]:
         return _as_coco(globox, found, names)
 
     return coco.complete(layout, read)
+
+
+def _read_yolo(path: Path, globox: ModuleType, **about: Any) -> Any:
+    """Boxes of a file, or those around its polygons, which have more than a class, four numbers and a score."""
+    numbers = max((len(line.split()) for line in path.read_text().splitlines()), default=0)
+    read = globox.Annotation.from_yolo_seg if numbers > 6 else globox.Annotation.from_yolo_v5
+    return read(path, **about)
 
 
 def _globox(layout: str) -> ModuleType:

@@ -9,6 +9,7 @@ from mmengine.config import ConfigDict
 
 from mmdat.datasets.files import (
     IMAGE_SUFFIXES,
+    JPEG_SUFFIXES,
     LabelMap,
     find_images,
     held_out,
@@ -19,7 +20,7 @@ from mmdat.datasets.files import (
 )
 from mmdat.errors import RunError
 
-from .layout import LAYOUT_HELP, Layout, printable, require
+from .layout import LAYOUT_HELP, Layout, holds_files, printable, require
 
 IGNORED = 255
 Pairs = list[tuple[Path, Path]]
@@ -40,7 +41,7 @@ def complete(layout: Layout) -> list[str]:
     names = _names(layout)
     classes = names or _counted(layout, maps['train'], values)
     for found in maps.values():
-        _check_labels(layout, found, classes, values)
+        _check_labels(found, maps['train'], classes, values)
     _check_learnable(layout, maps['train'], classes, values)
     return classes
 
@@ -88,6 +89,8 @@ def _pairs_of(option: Any) -> list[tuple[int, int]]:
         raise RunError(f'label_map must be pairs of value:label such as 0:0,255:1, got {option!r}') from error
     if not all(0 <= number <= 255 for pair in pairs for number in pair):
         raise RunError(f'values and labels of label_map must be numbers from 0 to 255, got {option!r}')
+    if len(dict(pairs)) < len(set(pairs)):
+        raise RunError(f'label_map must give each value one label, got {option!r}')
     return pairs
 
 
@@ -115,21 +118,26 @@ def _complete(layout: Layout, part: str, dataset: ConfigDict, values: ValueMap) 
     if part == 'train' and layout.val_fraction:
         dataset.update(val_fraction=layout.val_fraction, held_out=False)
     images, labels = layout.root / dataset.data_prefix.img_path, layout.root / dataset.data_prefix.seg_map_path
-    if part == 'test' and not (images.exists() and labels.exists()):
+    if part == 'test' and not (holds_files(images) and holds_files(labels)):
         dataset.setdefault('img_suffix', layout.datasets('train')[0].img_suffix)
         return []  # a training does without
-    if part == 'val' and not images.exists() and not labels.exists():
+    if part == 'val' and not holds_files(images) and not holds_files(labels):
         layout.without_validation = True
         dataset.setdefault('img_suffix', layout.datasets('train')[0].img_suffix)
         return []
     require(images)
     require(labels)
     maps_suffix = dataset.seg_map_suffix
+    if maps_suffix.lower().endswith(JPEG_SUFFIXES):
+        raise RunError(f'{labels} has label maps in JPEG files, which change the values of pixels: save them as PNG')
     if not dataset.get('img_suffix'):
         dataset.img_suffix = _common_suffix(images, maps_suffix if images == labels else None)
     pairs = pair_files(images, labels, dataset.img_suffix, maps_suffix)
     if not pairs:
         raise RunError(f'{images} has no images NAME{dataset.img_suffix}: {LAYOUT_HELP}')
+    alone = set(find_images(labels, (maps_suffix,))) - {label_map for _, label_map in pairs}
+    if alone and images != labels:
+        layout.notes.append(f'{len(alone)} label maps, such as {min(alone)}, have no image, and are not used.')
     missing = [label_map for _, label_map in pairs if not label_map.is_file()]
     if missing and part != 'test':
         raise RunError(
@@ -142,8 +150,10 @@ def _complete(layout: Layout, part: str, dataset: ConfigDict, values: ValueMap) 
 def _common_suffix(images: Path, maps_suffix: Optional[str]) -> str:
     files = [path for path in find_images(images) if not (maps_suffix and path.name.endswith(maps_suffix))]
     suffixes = Counter(path.suffix for path in files if path.suffix.lower() in IMAGE_SUFFIXES)
-    if len(suffixes) != 1:
-        found = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.items()) or 'none'
+    if not suffixes:
+        raise RunError(f'{images} has no images ({", ".join(IMAGE_SUFFIXES)}): {LAYOUT_HELP}')
+    if len(suffixes) > 1:
+        found = ', '.join(f'{count} {suffix}' for suffix, count in suffixes.items())
         raise RunError(f'the images in {images} must all have one suffix, such as .jpg; there are: {found}')
     return next(iter(suffixes))
 
@@ -204,7 +214,11 @@ def _names(layout: Layout) -> list[str]:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except ValueError as error:
         raise RunError(f'{path} is no text in UTF-8: save it as such') from error
-    return [printable(line) for line in lines if line.strip()]
+    names = [printable(line) for line in lines if line.strip()]
+    name, count = Counter(names).most_common(1)[0] if names else ('', 0)
+    if count > 1:
+        raise RunError(f'{path} has {count} classes named {name}: give each a name of its own')
+    return names
 
 
 def _counted(layout: Layout, maps: dict[Path, LabelMap], values: ValueMap) -> list[str]:
@@ -213,11 +227,11 @@ def _counted(layout: Layout, maps: dict[Path, LabelMap], values: ValueMap) -> li
         raise _nothing(maps, values)
     count = present[-1] + 1
     if len(present) > 1 and 2 * len(present) < count:
-        mapping = ','.join(f'{value}:{label}' for label, value in enumerate(present[:12]))
         raise RunError(
             f'the label maps of {_folder(maps)} have only {len(present)} of the labels from 0 to {present[-1]} '
             f'({_some(present)}), as if they were gray values: number classes from 0 on, with --cfg-options '
-            f'label_map={mapping}, or name all {count} classes in classes.txt'
+            f'label_map={_in_order(present)}{_unless_ignored(maps, len(present))}, or name all {count} classes in '
+            f'classes.txt'
         )
     if 0 not in present:
         layout.notes.append(
@@ -227,8 +241,10 @@ def _counted(layout: Layout, maps: dict[Path, LabelMap], values: ValueMap) -> li
     return [f'class {label}' for label in range(count)]
 
 
-def _check_labels(layout: Layout, maps: dict[Path, LabelMap], classes: list[str], values: ValueMap) -> None:
-    """Refuse labels that no class has."""
+def _check_labels(
+    maps: dict[Path, LabelMap], trained: dict[Path, LabelMap], classes: list[str], values: ValueMap
+) -> None:
+    """Refuse labels that no class has; the training maps tell whether they are gray values."""
     count, strays, files, first = len(classes), set(), 0, None
     for path, label_map in maps.items():
         outside = {value for value in label_map.pixels if values(value) != IGNORED and values(value) >= count}
@@ -249,6 +265,12 @@ def _check_labels(layout: Layout, maps: dict[Path, LabelMap], classes: list[str]
             f'add names, mark what belongs to no class with {IGNORED}, or map values with --cfg-options '
             f'label_map={mapping}'
         )
+    codes = sorted({value for one in trained.values() for value in one.pixels})
+    codes = codes if len(codes) == count else [value for value in codes if value != IGNORED]
+    if len(codes) == count and codes[-1] > count and not values.pairs and not values.reduce_zero:
+        remedy = (
+            f'if these are gray values of the classes, set --cfg-options label_map={_in_order(codes)}; else {remedy}'
+        )
     raise RunError(
         f'{first[0]} has the label {first[1]}, as {files} of {len(maps)} maps there have labels outside of the list '
         f'({_some(sorted(strays))}), but there are names of only {count} classes, from label 0 on: {remedy}'
@@ -260,14 +282,27 @@ def _check_learnable(layout: Layout, maps: dict[Path, LabelMap], classes: list[s
     present = [label for label in labels if label != IGNORED]
     if len(present) < 2:
         raise _nothing(maps, values)
-    absent = [name for label, name in enumerate(classes) if not labels[label]]
-    if absent:
+    absent = [label for label in range(len(classes)) if not labels[label]]
+    if absent and labels[IGNORED] and not (values.pairs or values.reduce_zero):
         layout.notes.append(
-            f'{len(absent)} of {len(classes)} classes are in no label map of {_folder(maps)}: {_some(absent)}.'
+            f'{labels[IGNORED] / sum(labels.values()):.1%} of the pixels in {_folder(maps)} have the value {IGNORED}, '
+            f'which marks what belongs to no class, and no pixel belongs to {classes[absent[0]]}: if {IGNORED} stands '
+            f'for it, set --cfg-options label_map={IGNORED}:{absent[0]}.'
         )
     ignored = labels[IGNORED] / sum(labels.values())
     if ignored > 0.5:
         layout.notes.append(f'{ignored:.0%} of the pixels in {_folder(maps)} belong to no class (label {IGNORED}).')
+
+
+def _in_order(values: list[int]) -> str:
+    """The ``label_map`` that numbers values from 0 on."""
+    return ','.join(f'{value}:{label}' for label, value in enumerate(values[:50]))
+
+
+def _unless_ignored(maps: dict[Path, LabelMap], label: int) -> str:
+    """What to add to a ``label_map`` if 255 is in the maps and stands for a class, too."""
+    has = any(IGNORED in one.pixels for one in maps.values())
+    return f' (and {IGNORED}:{label} if {IGNORED} is a class, too)' if has else ''
 
 
 def _nothing(maps: dict[Path, LabelMap], values: ValueMap) -> RunError:
@@ -278,7 +313,11 @@ def _nothing(maps: dict[Path, LabelMap], values: ValueMap) -> RunError:
     total = sum(pixels.values())
     found = ', '.join(f'{value} ({count / total:.1%} of the pixels)' for value, count in sorted(pixels.items()))
     remedy = 'each pixel needs the number of its class, from 0 on'
-    if set(pixels) == {0, IGNORED} and not values.pairs:
+    if values.pairs:
+        remedy = 'label_map must leave two labels or more'
+    elif values.reduce_zero:
+        remedy = 'leave reduce_zero_label out if labels start at 0'
+    elif set(pixels) == {0, IGNORED}:
         remedy = 'set --cfg-options label_map=0:0,255:1 if 255 is a class'
     return RunError(
         f'the label maps of {_folder(maps)} have the values {found}, which are fewer than two classes, as {IGNORED} '

@@ -6,6 +6,7 @@ from typing import Any, Optional
 
 from mmengine.config import Config, ConfigDict
 
+from mmdat.datasets.files import hidden
 from mmdat.errors import RunError
 
 from ..walk import dicts, innermost_datasets
@@ -71,6 +72,11 @@ def require(path: Path) -> None:
     """Refuse a path that does not exist."""
     if not path.exists():
         raise RunError(f'there is no {path.absolute()}: {LAYOUT_HELP}')
+
+
+def holds_files(path: Path) -> bool:
+    """Whether a folder has a file that is not hidden, however deep."""
+    return any(file.is_file() and not hidden(file, path) for file in path.rglob('*'))
 
 
 def printable(name: str) -> str:
