@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .models import (
         DAT,
         DeformableAttention,
+        DeformableTokenAttention,
         NeighborhoodAttention,
         ShiftedWindowAttention,
         WindowAttention,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = [
     'DAT',
     'DeformableAttention',
+    'DeformableTokenAttention',
     'NeighborhoodAttention',
     'ShiftedWindowAttention',
     'WindowAttention',

@@ -146,7 +146,9 @@ def one_key(position, heads=2, size=(6, 8)):
     """A layer all of whose queries attend to one key."""
     position = torch.tensor(position).reshape(1, 1, 1, 1, 2)
     points = SamplingPoints(torch.zeros_like(position), position[0, 0], position)
-    return LayerAttention(torch.randn(1, 4, *size), torch.randn(1, 4, 1, 1), None, points, heads, key_stride=1)
+    return LayerAttention(
+        torch.randn(1, 4, *size), torch.randn(1, 4, 1, 1), None, points, heads, key_stride=(1, 1), map_size=size
+    )
 
 
 def test_attention_is_received_where_the_key_was_sampled():

@@ -10,18 +10,17 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 import torch.nn as nn
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmdat.errors import CheckpointError
 
 from .arch import ARCHS, NUM_STAGES, get_arch
+from .mixers.official import TABLE, convert_weight, resize_table
 
 StateDict = dict[str, Tensor]
 
-TABLE = 'relative_position_bias_table'
-
-# Official key to ours, applied in this order; None drops what we compute instead of storing it.
+# Official key to ours, applied in this order; None drops what we compute instead of storing it. Below a mixer,
+# mixers/official.py goes on.
 _RENAMES = [
     (re.compile(pattern), target)
     for pattern, target in [
@@ -35,17 +34,11 @@ _RENAMES = [
         (r'^(stages\.\d+)\.mlps\.(\d+)\.(?:chunk\.)?linear([12])\.(?:0\.)?', r'\1.blocks.\2.mlp.fc\3.'),
         (r'^(stages\.\d+)\.mlps\.(\d+)\.dwc\.', r'\1.blocks.\2.mlp.dwconv.'),
         (r'^(stages\.\d+)\.attns\.(\d+)\.', r'\1.blocks.\2.mixer.'),
-        (r'\.mixer\.proj_qkv\.', '.mixer.qkv.'),
-        (r'\.mixer\.proj\.', '.mixer.proj_out.'),
-        (r'\.mixer\.conv_offset\.(\d+)\.(norm\.)?', r'.mixer.offset_net.\1.'),
-        (r'\.mixer\.(rpe_table|rpb)$', f'.mixer.{TABLE}'),
-        (r'\.mixer\.rpe_table\.(weight|bias)$', r'.mixer.bias_conv.\1'),
-        (r'\.mixer\.rpe_table\.(\d+)\.', r'.mixer.bias_mlp.\1.'),
     ]
 ]
 _INPUT = 'stem.0.weight'
 # 1x1 convolutions that are linear layers here.
-_LINEAR = re.compile(r'\.(proj_[qkv]|proj_out|fc[12]|offset_net\.3)\.weight$')
+_LINEAR = re.compile(r'\.fc[12]\.weight$')
 
 
 def is_official(state_dict: StateDict) -> bool:
@@ -73,6 +66,10 @@ def convert_official(state_dict: StateDict) -> StateDict:
             key = pattern.sub(target or '', key)
         if key is None:
             continue
+        mixer = re.match(r'^(stages\.\d+\.blocks\.\d+\.mixer\.)(.*)', key)
+        if mixer:
+            name, value = convert_weight(mixer[2], value)
+            key = mixer[1] + name
         if _LINEAR.search(key) and value.dim() == 4:
             value = value.flatten(1)
         converted[key] = value
@@ -240,14 +237,3 @@ def adapt_input(weight: Tensor, channels: int) -> Tensor:
     if channels == 1:
         return weight.sum(1, keepdim=True)
     return weight.repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
-
-
-def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
-    """Resize a position-bias table bicubically; L and S keep theirs as ``(side * side, heads)``."""
-    dtype = table.dtype
-    table = table.to(torch.promote_types(dtype, torch.float32))
-    if table.dim() == 2:
-        side, new_side = round(table.shape[0] ** 0.5), round(shape[0] ** 0.5)
-        image = table.t().reshape(1, -1, side, side)
-        return F.interpolate(image, size=(new_side, new_side), mode='bicubic').flatten(2)[0].t().to(dtype)
-    return F.interpolate(table[None], size=tuple(shape[1:]), mode='bicubic')[0].to(dtype)

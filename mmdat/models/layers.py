@@ -1,9 +1,12 @@
 """What blocks are made of. Maps are NCHW at every border, whatever their layout in memory.
 
+What takes maps takes signals ``(B, C, L)`` and volumes ``(B, C, D, H, W)``, too, where it says "of any axes".
+
 Linear layers and layer norms are PyTorch's own, which work on the last dimension: :func:`channelwise` applies them to
 the channels of a map. Inside the network maps are channels-last in memory, where that needs no copies.
 """
 
+from collections.abc import Sequence
 from typing import Union
 
 import torch
@@ -13,14 +16,30 @@ from torch import Tensor
 
 from mmdat.compat import at_least
 
+Axes = Sequence[int]
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+AVERAGE_POOLS = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}
+
+
+def per_axis(value: Union[int, Axes], dims: int, name: str) -> tuple[int, ...]:
+    """A number for each of ``dims`` axes, given as one for all or one for each.
+
+    Raises:
+        ValueError: For another count of numbers, naming the argument.
+    """
+    values = (value,) * dims if isinstance(value, int) else tuple(value)
+    if len(values) != dims:
+        raise ValueError(f'{name} must be a number or {dims} numbers, one per axis, got {value}')
+    return values
+
 
 def channelwise(layer: nn.Module, x: Tensor) -> Tensor:
-    """Apply a layer that works on the last dimension to the channels of an NCHW map.
+    """Apply a layer that works on the last dimension to the channels of an NCHW map, or of one of any axes.
 
     Returns:
         An NCHW map, channels-last in memory.
     """
-    return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+    return layer(x.movedim(1, -1)).movedim(-1, 1)
 
 
 class ConvNorm(nn.ModuleList):
@@ -118,8 +137,11 @@ class DropPath(nn.Module):
         return f'drop_prob={self.drop_prob}'
 
 
-def depthwise_conv(dim: int, kernel_size: int = 3, stride: int = 1, padding: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(dim, dim, kernel_size, stride, padding, groups=dim)
+def depthwise_conv(
+    dim: int, kernel_size: Axes = (3, 3), stride: Union[int, Axes] = 1, padding: Union[int, Axes] = 1
+) -> nn.Module:
+    """A convolution with a filter per channel, of as many axes as its kernel."""
+    conv = CONVOLUTIONS[len(kernel_size)](dim, dim, kernel_size, stride, padding, groups=dim)
     match_strides(conv.weight)
     return conv
 
@@ -143,9 +165,10 @@ def match_strides(parameter: nn.Parameter) -> None:
         parameter.register_hook(lambda grad: grad.flatten().view(grad.shape))
 
 
-def pad_to(x: Tensor, height: int, width: int) -> Tensor:
-    """Fill an NCHW map up with zeros, at the right and the bottom, to at least this size."""
-    return F.pad(x, (0, at_least(width - x.shape[3], 0), 0, at_least(height - x.shape[2], 0)))
+def pad_to(x: Tensor, *size: int) -> Tensor:
+    """Fill an NCHW map up with zeros, at the right and the bottom, to at least this size; or one of any axes."""
+    missing = [at_least(least - side, 0) for least, side in zip(size, x.shape[2:])]
+    return F.pad(x, [pad for side in reversed(missing) for pad in (0, side)])
 
 
 def crop(x: Tensor, height: Union[int, torch.SymInt], width: Union[int, torch.SymInt]) -> Tensor:

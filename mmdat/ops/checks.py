@@ -1,5 +1,7 @@
 """Whether the arguments of an operator go together. Each function raises a ValueError of one sentence, or returns."""
 
+import math
+from collections.abc import Sequence
 from typing import Optional
 
 import torch
@@ -7,7 +9,11 @@ from torch import Tensor
 
 from mmdat.compat import is_compiling
 
-from .position_bias import FixedBias, LogBias, PositionBias, TableBias
+from .position_bias import FixedBias, LogBias, PositionBias, TableBias, query_axes
+
+#: Shapes of what has one, two or three axes beside batch and channels, and of positions on it.
+_KINDS = {1: 'a signal (B, C, L)', 2: 'a map (B, C, H, W)', 3: 'a volume (B, C, D, H, W)'}
+_POSITIONS = {1: '(B, G, Lk, 1)', 2: '(B, G, Hk, Wk, 2)', 3: '(B, G, Dk, Hk, Wk, 3)'}
 
 
 def sizes_are_numbers() -> bool:
@@ -15,11 +21,19 @@ def sizes_are_numbers() -> bool:
     return not (torch.jit.is_tracing() or is_compiling())
 
 
-def check_maps(query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float) -> None:
-    """Queries, keys and values are maps that one attention can take."""
+def check_axes(name: str, x: Tensor, allowed: Sequence[int] = (2, 1, 3)) -> None:
+    """A tensor has batch, channels, and one of some numbers of axes."""
+    if x.dim() - 2 not in allowed:
+        kinds = ' or '.join(_KINDS[axes] for axes in allowed)
+        raise ValueError(f'{name} must be {kinds}, got shape {tuple(x.shape)}')
+
+
+def check_maps(
+    query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float, allowed: Sequence[int] = (2,)
+) -> None:
+    """Queries, keys and values are maps, or of another ``allowed`` number of axes, that one attention can take."""
     for name, x in (('query', query), ('key', key), ('value', value)):
-        if x.dim() != 4:
-            raise ValueError(f'{name} must be a map (B, C, H, W), got shape {tuple(x.shape)}')
+        check_axes(name, x, allowed if x is query else (query.dim() - 2,))
         if not x.is_floating_point():
             raise ValueError(f'{name} must hold floating-point numbers, got {x.dtype}')
     if not query.dtype == key.dtype == value.dtype:
@@ -46,7 +60,7 @@ def check_bias(query: Tensor, key: Tensor, num_heads: int, bias: Optional[Positi
                 f'the table of FixedBias must be ({num_heads}, queries, keys) for num_heads={num_heads}, '
                 f'got {tuple(bias.table.shape)}'
             )
-        if tuple(bias.query_size) != tuple(query.shape[2:]) or bias.num_keys != key.shape[2] * key.shape[3]:
+        if tuple(bias.query_size) != tuple(query.shape[2:]) or bias.num_keys != math.prod(key.shape[2:]):
             raise ValueError(
                 f'FixedBias is for {tuple(bias.query_size)} queries and {bias.num_keys} keys, '
                 f'but the maps have {tuple(query.shape[2:])} and {tuple(key.shape[2:])}'
@@ -54,42 +68,48 @@ def check_bias(query: Tensor, key: Tensor, num_heads: int, bias: Optional[Positi
         return
     if not isinstance(bias, (TableBias, LogBias)):
         raise ValueError(f'bias must be TableBias, LogBias, FixedBias or None, got {type(bias).__name__}')
-    check_position(bias.position, len(query))
+    check_position(bias.position, query)
+    axes = query_axes(bias)
+    if len(axes) != query.dim() - 2:
+        raise ValueError(f'{type(bias).__name__} has {", ".join(axes)}, but query is of shape {tuple(query.shape)}')
     groups = bias.position.shape[1]
     if num_heads % groups:
         raise ValueError(f'the {groups} groups of positions do not divide num_heads={num_heads}')
-    if bias.position.shape[2:4] != key.shape[2:]:
+    if bias.position.shape[2:-1] != key.shape[2:]:
         raise ValueError(
-            f'there must be a position for each key: positions are {tuple(bias.position.shape[2:4])}, '
+            f'there must be a position for each key: positions are {tuple(bias.position.shape[2:-1])}, '
             f'keys {tuple(key.shape[2:])}'
         )
-    for name, axis, size in (('query_y', bias.query_y, query.shape[2]), ('query_x', bias.query_x, query.shape[3])):
+    for (name, axis), size in zip(axes.items(), query.shape[2:]):
         if axis.shape != (size,):
             raise ValueError(f'{name} must be ({size},) for queries {tuple(query.shape[2:])}, got {tuple(axis.shape)}')
     if isinstance(bias, TableBias):
-        if bias.table.dim() != 3 or bias.table.shape[0] != num_heads or not bias.table.numel():
+        if bias.table.dim() != len(axes) + 1 or bias.table.shape[0] != num_heads or not bias.table.numel():
+            sides = {1: 'columns', 2: 'rows, columns', 3: 'depth, rows, columns'}[len(axes)]
             raise ValueError(
-                f'the table of TableBias must be ({num_heads}, rows, columns) for num_heads={num_heads}, '
+                f'the table of TableBias must be ({num_heads}, {sides}) for num_heads={num_heads}, '
                 f'got {tuple(bias.table.shape)}'
             )
         return
     hidden = bias.bias1.shape[0] if bias.bias1.dim() == 1 else None
     shapes = [tuple(x.shape) for x in (bias.weight1, bias.bias1, bias.weight2)]
-    if shapes != [(hidden, 2), (hidden,), (num_heads // groups, hidden)]:
+    if shapes != [(hidden, len(axes)), (hidden,), (num_heads // groups, hidden)]:
         raise ValueError(
-            f'weight1, bias1 and weight2 of LogBias must be (hidden, 2), (hidden,) and ({num_heads // groups}, hidden) '
-            f'for {num_heads} heads in {groups} groups, got {shapes[0]}, {shapes[1]} and {shapes[2]}'
+            f'weight1, bias1 and weight2 of LogBias must be (hidden, {len(axes)}), (hidden,) and '
+            f'({num_heads // groups}, hidden) for {num_heads} heads in {groups} groups, '
+            f'got {shapes[0]}, {shapes[1]} and {shapes[2]}'
         )
 
 
-def check_position(position: Tensor, batch: int) -> None:
-    """Positions ``(B or 1, G, Hk, Wk, 2)`` for a batch of ``B``."""
-    if position.dim() != 5 or position.shape[4] != 2 or not position.shape[1]:
-        raise ValueError(f'position must be (B, G, Hk, Wk, 2), got {tuple(position.shape)}')
+def check_position(position: Tensor, x: Tensor) -> None:
+    """Positions ``(B or 1, G, Hk, Wk, 2)`` for a map of a batch of ``B``, or as many axes as it has."""
+    axes = x.dim() - 2
+    if position.dim() != axes + 3 or position.shape[-1] != axes or not position.shape[1]:
+        raise ValueError(f'position must be {_POSITIONS[axes]}, got {tuple(position.shape)}')
     if not position.is_floating_point():
         raise ValueError(f'position must hold floating-point numbers, got {position.dtype}')
-    if position.shape[0] not in (1, batch):
-        raise ValueError(f'positions of {position.shape[0]} images do not go with a batch of {batch}')
+    if position.shape[0] not in (1, len(x)):
+        raise ValueError(f'positions of {position.shape[0]} images do not go with a batch of {len(x)}')
 
 
 def check_same_map(query: Tensor, key: Tensor) -> None:

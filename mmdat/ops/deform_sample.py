@@ -1,10 +1,10 @@
 """Sampling a feature map at deformed positions (DAT, section 3.2, eq. 3)."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import check_position, sizes_are_numbers
+from . import bilinear
+from .checks import check_axes, check_position, sizes_are_numbers
 
 SAMPLERS = ('torch', 'mmcv')
 
@@ -13,41 +13,40 @@ def deform_sample(x: Tensor, position: Tensor, sampler: str = 'torch') -> Tensor
     """Bilinear samples of a feature map, at positions of their own for each group of channels.
 
     Args:
-        x: Feature map ``(B, C, H, W)``.
+        x: Feature map ``(B, C, H, W)``; or a signal ``(B, C, L)``, or a volume ``(B, C, D, H, W)``.
         position: ``(B or 1, G, Hk, Wk, 2)``, as (y, x) with -1 and 1 the centres of the first and last
-            pixel (``align_corners=True``); ``G`` divides ``C``. Outside the map is zero.
+            pixel (``align_corners=True``); ``G`` divides ``C``. Outside the map is zero. Of a signal,
+            ``(B or 1, G, Lk, 1)``; of a volume, ``(B or 1, G, Dk, Hk, Wk, 3)`` as (z, y, x).
         sampler: ``'torch'`` for :func:`torch.nn.functional.grid_sample`, ``'mmcv'`` for mmcv's
             multi-scale deformable attention operator with one level and one point, which runs its
-            CUDA kernel on a GPU. Both give the same values and gradients.
+            CUDA kernel on a GPU, for maps only. Both give the same values and gradients.
 
     Returns:
-        ``(B, C, Hk, Wk)`` in the dtype of ``x``; the positions are used in their own precision.
+        ``(B, C, Hk, Wk)``, or with the axes of the positions, in the dtype of ``x``; the positions are used in their
+        own precision.
 
     Raises:
         ValueError: If ``sampler`` is unknown, or shapes do not go together.
     """
-    if x.dim() != 4:
-        raise ValueError(f'x must be a map (B, C, H, W), got shape {tuple(x.shape)}')
+    check_axes('x', x)
     if sizes_are_numbers():
-        check_position(position, len(x))
-    batch, channels, height, width = x.shape
-    groups, key_height, key_width = position.shape[1:4]
+        check_position(position, x)
+    batch, channels, *size = x.shape
+    groups, *key_size = position.shape[1:-1]
     if channels % groups:
         raise ValueError(f'{groups} position groups do not divide the {channels} channels of x')
     if sampler == 'torch':
-        sample = _sample_torch
+        sample = bilinear.sample
     elif sampler == 'mmcv':
+        if len(size) != 2:
+            raise ValueError(f"sampler='mmcv' is for maps (B, C, H, W), got shape {tuple(x.shape)}")
         sample = _sample_mmcv
     else:
         raise ValueError(f"sampler must be one of {SAMPLERS}, got '{sampler}'")
-    grouped = x.reshape(batch * groups, channels // groups, height, width).to(position.dtype)
-    position = position.expand(batch, -1, -1, -1, -1)
+    grouped = x.reshape(batch * groups, channels // groups, *size).to(position.dtype)
+    position = position.expand(batch, *position.shape[1:])
     sampled = sample(grouped, position.flatten(0, 1))  # (B * G, C / G, Hk, Wk), or with Hk * Wk as one
-    return sampled.reshape(batch, channels, key_height, key_width).to(x.dtype)
-
-
-def _sample_torch(x: Tensor, position: Tensor) -> Tensor:
-    return F.grid_sample(x, position.flip(-1), mode='bilinear', align_corners=True)
+    return sampled.reshape(batch, channels, *key_size).to(x.dtype)
 
 
 def _sample_mmcv(x: Tensor, position: Tensor) -> Tensor:

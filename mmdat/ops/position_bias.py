@@ -4,7 +4,8 @@ Each kind holds what its bias is computed from and offers ``evaluate(queries)``:
 (of the flattened map; by default all) to all keys, ``(B or 1, heads, queries, N)`` with ``N = Hk * Wk``.
 So nobody has to hold the bias of all queries at once.
 
-Positions are (y, x), normalised so that -1 and 1 are the borders of the map.
+Positions are (y, x), normalised so that -1 and 1 are the borders of the map. Signals and volumes have such biases, too:
+positions of a signal are (x,), and its ``query_y`` is None; those of a volume are (z, y, x), and it has ``query_z``.
 """
 
 import math
@@ -18,6 +19,8 @@ from torch import Tensor
 
 from mmdat.compat import at_least
 
+from . import bilinear
+
 ALL = slice(None)
 
 
@@ -26,21 +29,23 @@ class TableBias:
     """A table read bilinearly at the displacement between query and key, zero outside.
 
     Attributes:
-        table: ``(heads, 2 * H0 - 1, 2 * W0 - 1)``; its centre is displacement zero, its border
-            half the sum of two opposite positions (a displacement of one).
+        table: ``(heads, 2 * H0 - 1, 2 * W0 - 1)``, or with one or three axes; its centre is displacement zero, its
+            border half the sum of two opposite positions (a displacement of one).
         position: Key positions ``(B, G, Hk, Wk, 2)``; ``G`` divides ``heads``.
-        query_y: Row positions of the queries ``(H,)``.
+        query_y: Row positions of the queries ``(H,)``; None for a signal.
         query_x: Column positions of the queries ``(W,)``.
         evenly_spaced: Whether the queries are known to be at most ``2 / (H - 1)`` and ``2 / (W - 1)`` apart, as those
             evenly spaced within the map are: a tile of them then reads a part of the table only.
+        query_z: Depth positions of the queries ``(D,)``, for a volume.
         even: The name of ``evenly_spaced`` in mmdat 0.1; deprecated.
     """
 
     table: Tensor
     position: Tensor
-    query_y: Tensor
+    query_y: Optional[Tensor]
     query_x: Tensor
     evenly_spaced: bool = False
+    query_z: Optional[Tensor] = None
     even: InitVar[Optional[bool]] = None
 
     def __post_init__(self, even: Optional[bool]) -> None:
@@ -55,14 +60,15 @@ class TableBias:
     @property
     def numbers_per_pair(self) -> int:
         """How many numbers :meth:`evaluate` holds at a time, per query and key of an image."""
-        return max(self.table.shape[0], 2 * self.position.shape[1])
+        return max(self.table.shape[0], self.position.shape[1] * self.position.shape[-1])
 
     def evaluate(self, queries: slice = ALL) -> Tensor:
         """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
         batch, groups = self.position.shape[:2]
         displacement = _displacement(self, queries) / 2
-        table = self.table.to(displacement.dtype).unflatten(0, (groups, -1)).repeat(batch, 1, 1, 1)
-        bias = F.grid_sample(table, displacement.flatten(0, 1).flip(-1), mode='bilinear', align_corners=True)
+        table = self.table.to(displacement.dtype).unflatten(0, (groups, -1))
+        table = table.repeat(batch, *[1] * (table.dim() - 1))
+        bias = bilinear.sample(table, displacement.flatten(0, 1))
         return bias.unflatten(0, (batch, groups)).flatten(1, 2)
 
 
@@ -71,20 +77,22 @@ class LogBias:
     """A small network of the log-spaced displacement, shared by all groups (as in Swin V2).
 
     Attributes:
-        weight1: ``(hidden, 2)``.
+        weight1: ``(hidden, 2)``, or as many columns as there are axes.
         bias1: ``(hidden,)``.
         weight2: ``(heads / G, hidden)``.
         position: Key positions ``(B, G, Hk, Wk, 2)``.
-        query_y: Row positions of the queries ``(H,)``.
+        query_y: Row positions of the queries ``(H,)``; None for a signal.
         query_x: Column positions of the queries ``(W,)``.
+        query_z: Depth positions of the queries ``(D,)``, for a volume.
     """
 
     weight1: Tensor
     bias1: Tensor
     weight2: Tensor
     position: Tensor
-    query_y: Tensor
+    query_y: Optional[Tensor]
     query_x: Tensor
+    query_z: Optional[Tensor] = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,7 +117,7 @@ class FixedBias:
 
     Attributes:
         table: ``(heads, H0 * W0, Hk0 * Wk0)``.
-        query_size: ``(H, W)`` of the query map.
+        query_size: ``(H, W)`` of the query map; of any number of axes.
         num_keys: ``N``.
     """
 
@@ -128,7 +136,7 @@ class FixedBias:
 
     def evaluate(self, queries: slice = ALL) -> Tensor:
         """Bias of some queries of the flattened map, or of all, to all keys, ``(B or 1, heads, queries, N)``."""
-        num_queries = self.query_size[0] * self.query_size[1]
+        num_queries = math.prod(self.query_size)
         # (A traced program is to be right for other sizes, too: it always resizes.)
         if not torch.jit.is_tracing() and self.table.shape[1:] == (num_queries, self.num_keys):
             return self.table[None, :, queries]
@@ -153,7 +161,13 @@ def parts(bias: Optional[PositionBias]) -> list[Any]:
     return [] if bias is None else [getattr(bias, field.name) for field in fields(bias)]
 
 
+def query_axes(bias: Union[TableBias, LogBias]) -> dict[str, Tensor]:
+    """The fields with the positions of the queries, in the order of the axes."""
+    axes = dict(query_z=bias.query_z, query_y=bias.query_y, query_x=bias.query_x)
+    return {name: axis for name, axis in axes.items() if axis is not None}
+
+
 def _displacement(bias: Union[TableBias, LogBias], queries: slice) -> Tensor:
-    """Query minus key position, ``(B, G, queries, N, 2)``."""
-    query = torch.stack(torch.meshgrid(bias.query_y, bias.query_x, indexing='ij'), -1)
-    return query.flatten(0, 1)[queries][:, None] - bias.position.flatten(2, 3).unsqueeze(2)
+    """Query minus key position, ``(B, G, queries, N, axes)``."""
+    query = torch.stack(torch.meshgrid(*query_axes(bias).values(), indexing='ij'), -1)
+    return query.flatten(0, -2)[queries][:, None] - bias.position.flatten(2, -2).unsqueeze(2)

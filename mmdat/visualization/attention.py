@@ -26,7 +26,8 @@ class LayerAttention:
         bias: What is added to the scores.
         points: What was sampled, for each of the ``G`` offset groups.
         num_heads: Heads; head j belongs to group ``j // (num_heads / G)``.
-        key_stride: Cells of the map per key, along each axis.
+        key_stride: Cells of the query map per key, along each axis.
+        map_size: Height and width of the map that was sampled.
     """
 
     query: Tensor
@@ -34,7 +35,8 @@ class LayerAttention:
     bias: Optional[PositionBias]
     points: SamplingPoints
     num_heads: int
-    key_stride: int
+    key_stride: tuple[int, int]
+    map_size: tuple[int, int]
 
     def weights(self, start: int, stop: int) -> Tensor:
         """Attention of the queries in some rows of the map to all keys, ``(B, heads, rows * W, Hk * Wk)``."""
@@ -71,8 +73,7 @@ class LayerAttention:
         interpolation. So all cells together receive ``H * W * heads``, less what falls outside of the map.
         """
         received = self.received()
-        batch, groups = received.shape[:2]
-        blank = received.new_zeros(batch, groups, *self.query.shape[2:], requires_grad=True)
+        blank = received.new_zeros(*received.shape[:2], *self.map_size, requires_grad=True)
         with torch.enable_grad():
             # Sampling is linear in the map: its gradient is the way back from keys to cells.
             sampled = deform_sample(blank, self.points.position.to(received.dtype))
@@ -89,7 +90,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention
     """Record what the attention of every deformable layer of a model follows from while the ``with`` block runs.
 
     Forward passes return what they always return. A layer that pools in place of sampling is recorded as one that
-    samples the centres of its cells.
+    samples the centres of its cells. Layers for signals and volumes are left out.
 
     Example:
         >>> with torch.no_grad(), record_attention(model) as layers:
@@ -106,7 +107,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention
     with ExitStack() as stack:
         points = stack.enter_context(record_sampling(model))
         for name, layer in model.named_modules():
-            if isinstance(layer, DeformableAttention):
+            if isinstance(layer, DeformableAttention) and layer.dims == 2:
                 records[name] = []
                 for handle in _watch(layer, points[name], records[name]):
                     stack.callback(handle.remove)
@@ -120,14 +121,15 @@ def _watch(layer: DeformableAttention, points: list[SamplingPoints], record: lis
         # Linear layers see maps with the channels last.
         return lambda module, args, out: projected.__setitem__(name, out.detach().permute(0, 3, 1, 2))
 
-    def assemble(module, args, out) -> None:
+    def assemble(module, args, kwargs, out) -> None:
         query, position = projected['query'], points[-1].position.detach()
         with torch.no_grad():
             bias = layer.score_bias(query, position)
-        record.append(LayerAttention(query, projected['key'], bias, points[-1], layer.num_heads, layer.stride))
+        size = tuple(layer.inputs(*args, **kwargs)[1].shape[2:])
+        record.append(LayerAttention(query, projected['key'], bias, points[-1], layer.num_heads, layer.stride, size))
 
     return [
         layer.proj_q.register_forward_hook(keep('query')),
         layer.proj_k.register_forward_hook(keep('key')),
-        layer.register_forward_hook(assemble),
+        layer.register_forward_hook(assemble, with_kwargs=True),
     ]

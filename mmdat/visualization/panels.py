@@ -153,11 +153,11 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
     _frame(axes, view, padding=False)
 
 
-def _blur(heat: Tensor, key_stride: int) -> Tensor:
+def _blur(heat: Tensor, key_stride: tuple[int, int]) -> Tensor:
     """Spread over one key's distance, so that evenly spaced keys of equal attention give an even picture."""
-    border = (key_stride - 1,) * 4
+    rows, cols = (step - 1 for step in key_stride)
     box = lambda x: F.avg_pool2d(x, key_stride, stride=1)  # noqa: E731
-    return box(box(F.pad(heat[None], border)))[0]
+    return box(box(F.pad(heat[None], (cols, cols, rows, rows))))[0]
 
 
 def _legend(axes: Axes) -> None:

@@ -14,6 +14,8 @@ In ``'dat++'`` the last sampling point lies beyond 1. Where n is 1, its formulas
 then 1, so that a single query lies in the centre.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -22,9 +24,9 @@ from mmdat.compat import at_least
 CONVENTIONS = ('dat', 'dat++')
 
 
-def reference_points(height: int, width: int, convention: str, like: Tensor) -> Tensor:
-    """The sampling points before they move, ``(height, width, 2)``, in the dtype and on the device of ``like``."""
-    axes = [(indices(size, like) + 0.5) / divisor(size, convention) * 2 - 1 for size in (height, width)]
+def reference_points(size: Sequence[int], convention: str, like: Tensor) -> Tensor:
+    """The sampling points before they move, ``(*size, axes)``, in the dtype and on the device of ``like``."""
+    axes = [(indices(side, like) + 0.5) / divisor(side, convention) * 2 - 1 for side in size]
     return torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
 
 

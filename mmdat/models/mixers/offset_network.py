@@ -1,17 +1,19 @@
 """Where deformable attention samples: the offset network (DAT, section 3.2)."""
 
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import torch
 import torch.nn as nn
 from torch import Tensor
 
-from ..layers import depthwise_conv, pad_to
+from ..layers import Axes, depthwise_conv, pad_to, per_axis
 from .coordinates import CONVENTIONS, divisor, reference_points
 
 
 class SamplingPoints(NamedTuple):
     """What one deformable layer looked at in one forward pass; all (y, x), -1 and 1 the borders.
+
+    Of a signal it is (x,), with ``Lk`` in place of ``Hk, Wk``; of a volume (z, y, x), with ``Dk, Hk, Wk``.
 
     Attributes:
         offset: How far each point moved, ``(B, G, Hk, Wk, 2)``, after any range factor.
@@ -34,11 +36,12 @@ class OffsetNetwork(nn.ModuleList):
     Args:
         in_channels: Channels of the queries.
         groups: Offset groups; divides ``in_channels``.
-        kernel_size: Kernel of the convolution; odd, or ``stride``.
-        stride: Pixels of the map per sampling point, along each axis.
+        kernel_size: Kernel of the convolution; along each axis odd, or ``stride``.
+        stride: Pixels of the map per sampling point. Both are a number, or one for each axis.
         offset_range: Offsets are ``tanh(.) * offset_range`` in units of half a key cell, and may leave
             the map. With None they are free, and positions are clamped to the map.
         convention: Where the points start, ``'dat'`` or ``'dat++'``; see :mod:`mmdat.models.mixers.coordinates`.
+        dims: Axes: 1 for signals, 2 for maps, 3 for volumes.
 
     Raises:
         ValueError: For values that do not go together, naming the argument.
@@ -48,48 +51,50 @@ class OffsetNetwork(nn.ModuleList):
         self,
         in_channels: int,
         groups: int,
-        kernel_size: int = 5,
-        stride: int = 1,
+        kernel_size: Union[int, Axes] = 5,
+        stride: Union[int, Axes] = 1,
         offset_range: Optional[float] = None,
         convention: str = 'dat++',
+        dims: int = 2,
     ):
+        kernels, strides = per_axis(kernel_size, dims, 'kernel_size'), per_axis(stride, dims, 'stride')
         if convention not in CONVENTIONS:
             raise ValueError(f"convention must be 'dat' or 'dat++', got '{convention}'")
-        if kernel_size != stride and kernel_size % 2 == 0:
+        if any(k != s and k % 2 == 0 for k, s in zip(kernels, strides)):
             raise ValueError(f'kernel_size={kernel_size} is even; it must be odd, or equal stride={stride}')
         dim = in_channels // groups
-        padding = 0 if kernel_size == stride else kernel_size // 2
+        padding = tuple(0 if k == s else k // 2 for k, s in zip(kernels, strides))
         super().__init__(
             [
-                depthwise_conv(dim, kernel_size, stride, padding),
+                depthwise_conv(dim, kernels, strides, padding),
                 nn.LayerNorm(dim),
                 nn.GELU(),
-                nn.Linear(dim, 2, bias=False),
+                nn.Linear(dim, dims, bias=False),
             ]
         )
         self.groups = groups
         self.offset_range = offset_range
         self.convention = convention
         #: Smallest map that the convolution takes; smaller ones are filled up to one key cell.
-        self.min_size = stride if kernel_size == stride else 1
+        self.min_size = tuple(s if k == s else 1 for k, s in zip(kernels, strides))
 
     def forward(self, query: Tensor) -> SamplingPoints:
-        """Where to sample for the projected query ``(B, C, H, W)``.
+        """Where to sample for the projected query ``(B, C, H, W)``, or of as many axes as there are.
 
         At least float32, also under autocast: half precision cannot tell pixels of a large map apart.
         """
         conv, norm, act, linear = self
         batch = query.shape[0]  # len() would fix it in an exported program
-        if self.min_size > 1:
-            query = pad_to(query, self.min_size, self.min_size)
-        features = conv(query.unflatten(1, (self.groups, -1)).flatten(0, 1)).permute(0, 2, 3, 1)
+        if max(self.min_size) > 1:
+            query = pad_to(query, *self.min_size)
+        features = conv(query.unflatten(1, (self.groups, -1)).flatten(0, 1)).movedim(1, -1)
         offset = linear(act(norm(features))).unflatten(0, (batch, self.groups))
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
-        key_height, key_width = offset.shape[2:4]
-        reference = reference_points(key_height, key_width, self.convention, offset)
+        key_size = offset.shape[2:-1]
+        reference = reference_points(key_size, self.convention, offset)
         if self.offset_range is None:
             return SamplingPoints(offset, reference, (reference + offset).clamp(-1, 1))
         # Not one new_tensor: an exported program would keep the numbers of the example.
-        cells = torch.stack([offset.new_full((), divisor(n, self.convention)) for n in (key_height, key_width)])
+        cells = torch.stack([offset.new_full((), divisor(n, self.convention)) for n in key_size])
         offset = offset.tanh() * self.offset_range / cells
         return SamplingPoints(offset, reference, reference + offset)

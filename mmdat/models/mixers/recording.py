@@ -1,6 +1,6 @@
 """Recording what deformable attention samples."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, Callable
 
@@ -46,16 +46,21 @@ def _watch(layer: DeformableAttention, keep: Callable[[SamplingPoints], None]) -
     """Hand every call's points to a function; returns the handle of the hook."""
     if layer.offset_net is not None:
         return layer.offset_net.register_forward_hook(lambda module, args, points: keep(points))
-    return layer.register_forward_hook(lambda module, args, out: keep(_pooled_points(args[0], module.stride)))
+
+    def keep_cells(module: DeformableAttention, args: tuple, kwargs: dict, out: Tensor) -> None:
+        _, context = module.inputs(*args, **kwargs)
+        keep(_pooled_points(context, module.stride))
+
+    return layer.register_forward_hook(keep_cells, with_kwargs=True)
 
 
-def _pooled_points(x: Tensor, stride: int) -> SamplingPoints:
+def _pooled_points(x: Tensor, stride: Sequence[int]) -> SamplingPoints:
     """The centres of the pooled cells of a map ``(B, C, H, W)``, as points of one group that do not move."""
     like = x.new_empty((), dtype=torch.promote_types(x.dtype, torch.float32))
     axes = []
-    for size in x.shape[2:]:
-        cell = min(stride, size)
+    for size, length in zip(x.shape[2:], stride):
+        cell = min(length, size)
         axes.append(((indices(size // cell, like) * 2 + 1) * cell - size) / max(size - 1, 1))
     reference = torch.stack(torch.meshgrid(*axes, indexing='ij'), -1)
-    position = reference.expand(len(x), 1, -1, -1, -1)
+    position = reference.expand(len(x), 1, *reference.shape)
     return SamplingPoints(torch.zeros_like(position), reference, position)

@@ -1,5 +1,6 @@
 """Deformable attention with any bias, some queries at a time, computed again for the backward pass."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
@@ -91,14 +92,14 @@ def _chunks(
 ) -> Iterator[slice]:
     """Ranges of the flattened map, each with about ``max_scores`` numbers of its largest tensor."""
     numbers = num_heads if bias is None else max(num_heads, bias.numbers_per_pair)
-    pixels = query.shape[2] * query.shape[3]
-    size = max(max_scores // (query.shape[0] * numbers * key.shape[2] * key.shape[3]), 1)
+    pixels = math.prod(query.shape[2:])
+    size = max(max_scores // (query.shape[0] * numbers * math.prod(key.shape[2:])), 1)
     for start in range(0, pixels, size):
         yield slice(start, min(start + size, pixels))
 
 
 def _as_map(pixels: Tensor, like: Tensor) -> Tensor:
-    """``(B, H * W, C)`` as a map ``(B, C, H, W)``."""
+    """``(B, H * W, C)`` as a map ``(B, C, H, W)``, or what has other axes."""
     return pixels.transpose(1, 2).unflatten(2, tuple(like.shape[2:]))
 
 

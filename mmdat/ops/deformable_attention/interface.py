@@ -31,6 +31,8 @@ def deformable_attention(
 ) -> Tensor:
     """Multi-head attention from a feature map to sampled keys, with a position bias.
 
+    Signals ``(B, C, L)`` and volumes ``(B, C, D, H, W)`` are taken as well as maps.
+
     Args:
         query: ``(B, C, H, W)``.
         key: ``(B, C, Hk, Wk)``; without keys, the output is zero.
@@ -47,7 +49,7 @@ def deformable_attention(
         plain_bytes: How many bytes the plain form may hold to be chosen; see :mod:`mmdat.ops.budget`.
 
     Returns:
-        ``(B, C, H, W)``.
+        Of the shape of ``query``.
 
     Raises:
         ValueError: If ``impl`` is unknown, a budget is not positive, or shapes do not go together.
@@ -74,7 +76,7 @@ def choose_deformable_attention(
     """Which of :data:`IMPLEMENTATIONS` runs with these arguments, those of :func:`deformable_attention`, and why."""
     check_implementation(impl)
     if sizes_are_numbers():
-        check_maps(query, key, value, num_heads, dropout)
+        check_maps(query, key, value, num_heads, dropout, allowed=(2, 1, 3))
         check_bias(query, key, num_heads, bias)
     if impl == 'naive':
         return Choice('naive', 'it was asked for')
@@ -84,6 +86,8 @@ def choose_deformable_attention(
         return Choice('naive', 'there are no queries or no keys')
     if bias is None and not dropout:
         return Choice('sdpa', 'without a position bias, PyTorch has a fused form')
+    if query.dim() != 4:
+        return Choice('chunked', 'tiles are for maps')
     if not isinstance(bias, TableBias) or dropout or bias.query_y.requires_grad or bias.query_x.requires_grad:
         return Choice('chunked', 'tiles are for a table as bias, without dropout')
     if impl == 'triton':
