@@ -56,6 +56,7 @@ def test_train_resume_test(task, generation, workplace, monkeypatch):
     assert second['meta']['iter'] == 2 * iterations
     log = max(work_dir.glob('*_*/*.log')).read_text()
     assert f'resumed epoch: 1, iter: {iterations}' in log or f'resumed epoch: 0, iter: {iterations}' in log
+    assert 'will be deprecated' not in log
     assert any(not torch.equal(second['state_dict'][key], value) for key, value in first['state_dict'].items())
 
     out, pictures = workplace / 'predictions.pkl', workplace / 'pictures'

@@ -18,6 +18,9 @@ from mmengine.registry import DefaultScope
 
 from .toolbox import import_toolbox
 
+# MMEngine warns of what its own checkpoint hook calls.
+_NOT_FOR_USERS = ('"FileClient" will be deprecated', '"HardDiskBackend" is the alias')
+
 
 @contextmanager
 def borrowed_process(scope: Optional[str]) -> Iterator[None]:
@@ -51,6 +54,20 @@ def borrowed_process(scope: Optional[str]) -> Iterator[None]:
 
 def _is_connected() -> bool:
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+@contextmanager
+def without_deprecations(logger: MMLogger) -> Iterator[None]:
+    """While it lasts, MMEngine does not warn of itself."""
+
+    def is_for_users(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(_NOT_FOR_USERS)
+
+    logger.addFilter(is_for_users)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_for_users)
 
 
 @contextmanager

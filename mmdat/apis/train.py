@@ -29,7 +29,7 @@ from mmdat.config.runs import (
 from mmdat.config.sharding import check_sharding
 from mmdat.models.checkpoint import unwrap
 
-from .process import borrowed_process, traceback_in_log
+from .process import borrowed_process, traceback_in_log, without_deprecations
 
 
 def train(
@@ -76,7 +76,8 @@ def train(
             check_start(runner.model, unwrap(files.read(start)), start)
         for note in notes + [TRUSTED] * trust_files:
             runner.logger.warning(note)
-        runner.train()
+        with without_deprecations(runner.logger):
+            runner.train()
 
 
 def evaluate(
