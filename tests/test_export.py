@@ -9,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from in_process import ROOT, load_tool, run_tool
 from mmdet.structures import DetDataSample
+from mmengine.registry import DefaultScope
 from pycocotools import mask as coco
+from test_mixers import MIXERS
 
 import mmdat.export.onnx
 from mmdat import DAT
+from mmdat.apis import network_input
+from mmdat.apis.predictor import dataset_meta
 from mmdat.config.load import load_config
 from mmdat.datasets import make_shapes
 from mmdat.errors import RunError
@@ -101,26 +105,37 @@ def test_detectors_that_cannot_be_exported(options, message):
         load_model(cfg, whole=True)
 
 
-@can_export
-@pytest.mark.slow
-@pytest.mark.parametrize('task', ['detection', 'segmentation', 'classification'])
-def test_a_whole_model_predicts_the_same_without_pytorch(task, tmp_path, monkeypatch):
-    """The files of tools/infer_onnx.py are those of tools/infer.py: objects, masks, label maps, scores."""
-    make_shapes(tmp_path / 'data/shapes', num_train=1, num_val=3, size=64)
-    monkeypatch.chdir(tmp_path)
-    pictures = sorted((tmp_path / 'data/shapes/images/validation').glob('*.jpg'))
-    name = {'detection': 'maskrcnn_datnano', 'segmentation': 'upernet_datppnano', 'classification': 'datnano'}[task]
-    config = ROOT / f'configs/demo/{name}_shapes.py'
+@pytest.fixture(scope='module', params=['detection', 'segmentation', 'classification'])
+def whole(request, tmp_path_factory):
+    """A directory with a whole model of the demo, ``whole.onnx`` and ``weights.pth``; its config; three pictures."""
+    directory = tmp_path_factory.mktemp(request.param)
+    make_shapes(directory / 'data/shapes', num_train=1, num_val=3, size=64)
+    pictures = sorted((directory / 'data/shapes/images/validation').glob('*.jpg'))
+    name = {'detection': 'maskrcnn_datnano', 'segmentation': 'upernet_datppnano', 'classification': 'datnano'}
+    config = ROOT / f'configs/demo/{name[request.param]}_shapes.py'
+    torch.manual_seed(0)
     model = make_certain(load_model(load_config(str(config)), whole=True))
     (inner,) = model.children()
-    torch.save(dict(state_dict=inner.state_dict(), meta={}), 'weights.pth')
-    images = ['--images', *pictures] if task == 'detection' else []
-    call(monkeypatch, config, 'whole.onnx', '--whole', '--checkpoint', 'weights.pth', '--size', 64, 64, *images)
+    torch.save(dict(state_dict=inner.state_dict(), meta={}), directory / 'weights.pth')
+    images = ['--images', *pictures] if request.param == 'detection' else []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        options = '--whole', '--checkpoint', 'weights.pth', '--size', 64, 64
+        call(patch, config, 'whole.onnx', *options, *images)
+    return directory, config, pictures
 
+
+@can_export
+@pytest.mark.slow
+def test_a_whole_model_predicts_the_same_without_pytorch(whole, tmp_path, monkeypatch):
+    """The files of tools/infer_onnx.py are those of tools/infer.py: objects, masks, label maps, scores."""
+    directory, config, pictures = whole
+    model, weights = directory / 'whole.onnx', directory / 'weights.pth'
+    monkeypatch.chdir(tmp_path)
     options = '--out-dir', 'torch', '--device', 'cpu', '--score-thr', 0.1
-    assert run_tool(monkeypatch, 'infer', config, 'weights.pth', *pictures, *options) == 0
+    assert run_tool(monkeypatch, 'infer', config, weights, *pictures, *options) == 0
     monkeypatch.setattr(
-        sys, 'argv', ['infer_onnx.py', 'whole.onnx', *map(str, pictures), '--out-dir', 'onnx', '--score-thr', '0.1']
+        sys, 'argv', ['infer_onnx.py', str(model), *map(str, pictures), '--out-dir', 'onnx', '--score-thr', '0.1']
     )
     assert load_tool('infer_onnx').main() == 0
 
@@ -140,6 +155,28 @@ def test_a_whole_model_predicts_the_same_without_pytorch(task, tmp_path, monkeyp
 
             maps = [cv2.imread(str(tmp_path / way / one['label_map']), -1) for way in ('torch', 'onnx')]
             assert (maps[0] != maps[1]).mean() < 1e-3
+
+
+@can_export
+@pytest.mark.slow
+def test_openvino_reads_whole_models(whole):
+    """With float32 asked for: the same objects, probabilities and logits as onnxruntime."""
+    openvino = pytest.importorskip('openvino')
+    import onnxruntime
+
+    directory, config, pictures = whole
+    path = directory / 'whole.onnx'
+    session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
+    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
+    compiled = openvino.Core().compile_model(str(path), 'CPU', settings)
+    assert len(pictures) == 3
+    for picture in pictures:
+        image, sides = network_input(load_config(str(config)), picture, conv_stem=False)[0], [64, 64]
+        inputs = dict(zip((node.name for node in session.get_inputs()), (image.numpy(), np.float32(sides))))
+        found = compiled(inputs)
+        for node, expected in zip(session.get_outputs(), session.run(None, inputs)):
+            assert len(expected)
+            np.testing.assert_allclose(found[node.name], expected, atol=1e-4 * np.abs(expected).max())
 
 
 @can_export
@@ -213,6 +250,23 @@ def test_an_older_file_stays_until_the_new_one_is_good(tmp_path, monkeypatch):
     with pytest.raises(RunError, match='was not kept'):
         call(monkeypatch, ROOT / 'configs/demo/datnano_shapes.py', path, '--size', 64, 64)
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b'old'
+
+
+def test_classes_are_found_whatever_toolbox_is_current():
+    for task in ('maskrcnn_datnano', 'upernet_datnano', 'datnano'):
+        cfg = load_config(str(ROOT / f'configs/demo/{task}_shapes.py'))
+        with DefaultScope.overwrite_default_scope('mmengine'):
+            assert 'circle' in dataset_meta(cfg, {})['classes']
+
+
+@pytest.mark.parametrize('name', MIXERS)
+def test_plain_attention_has_no_dropout_of_training(name):
+    """Which onnxruntime runs, but other readers of ONNX files refuse."""
+    mixer = getattr(mmdat, name)(32, **MIXERS[name]).eval()
+    mixer.impl = 'naive'
+    graph = torch.jit.trace(mixer, torch.randn(1, 32, 8, 8), check_trace=False).inlined_graph
+    nodes = graph.findAllNodes('aten::dropout')
+    assert nodes and not any(list(node.inputs())[2].toIValue() for node in nodes)
 
 
 @pytest.mark.parametrize('bins', [1, 2, 3, 6])

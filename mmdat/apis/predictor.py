@@ -56,7 +56,7 @@ class Predictor:
             weights = files.read(checkpoint)
             cfg = _for_inference(cfg)
             dataset = next(innermost_datasets(cfg.test_dataloader.dataset))
-            meta = _dataset_meta(weights, dataset)
+            meta = dataset_meta(cfg, weights)
             self.classes, self.palette = list(meta['classes']), meta['palette']
             self._pipeline = [TRANSFORMS.build(step) for step in dataset.pipeline]
             self.model = _build(cfg, checkpoint, device)
@@ -159,9 +159,22 @@ def _check_device(device: str) -> None:
         ) from error
 
 
-def _dataset_meta(checkpoint: dict[str, Any], dataset: dict[str, Any]) -> dict[str, Any]:
-    """Names and colours of the classes: the checkpoint's, which knows what it was trained on, or the config's."""
-    meta = dict(DATASETS.build(dict(dataset, pipeline=[], lazy_init=True)).metainfo)
+def dataset_meta(cfg: Config, checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Names and colours of the classes: the checkpoint's, which knows what it was trained on, or the config's.
+
+    Args:
+        cfg: The whole config.
+        checkpoint: What its file holds, or nothing.
+
+    Returns:
+        ``classes``, names, and ``palette``, an (R, G, B) of each.
+
+    Raises:
+        RunError: If neither names the classes.
+    """
+    dataset = next(innermost_datasets(cfg.test_dataloader.dataset))
+    with toolbox(cfg.get('default_scope')):
+        meta = dict(DATASETS.build(dict(dataset, pipeline=[], lazy_init=True)).metainfo)
     saved = checkpoint.get('meta') or {}
     saved = saved.get('dataset_meta') or dict(classes=saved.get('CLASSES'), palette=saved.get('PALETTE'))
     meta.update({key.lower(): value for key, value in saved.items() if value})

@@ -8,6 +8,8 @@ from mmengine.config import Config
 from torch import Tensor
 
 from mmdat.apis import network_input
+from mmdat.apis.predictor import dataset_meta
+from mmdat.checkpoints.schemes import read_checkpoint
 from mmdat.config.load import load_config
 from mmdat.errors import RunError
 from mmdat.models.arch import ARCHS
@@ -79,11 +81,5 @@ def _files(names: Sequence[Union[str, Path]]) -> Iterator[Path]:
 
 
 def _about(cfg: Config, checkpoint: Optional[str]) -> dict[str, Any]:
-    from mmengine.registry import DATASETS
-
-    from mmdat.checkpoints.schemes import read_checkpoint
-
-    meta = dict(DATASETS.build(dict(cfg.test_dataloader.dataset, pipeline=[], lazy_init=True)).metainfo)
-    saved = (read_checkpoint(checkpoint).get('meta') or {}) if checkpoint else {}
-    classes = (saved.get('dataset_meta') or {}).get('classes') or meta.get('classes') or ()
-    return dict(describe(cfg), classes=list(classes))
+    meta = dataset_meta(cfg, read_checkpoint(checkpoint) if checkpoint else {})
+    return dict(describe(cfg), classes=list(meta['classes']))

@@ -22,5 +22,5 @@ def attend(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: Opti
     scores = q.transpose(-1, -2) @ k * q.shape[2] ** -0.5
     if bias is not None:
         scores = scores + bias
-    attention = F.dropout(scores.softmax(-1), dropout).to(v.dtype)
+    attention = F.dropout(scores.softmax(-1), dropout, training=dropout > 0).to(v.dtype)
     return (v @ attention.transpose(-1, -2)).reshape(query.shape)

@@ -29,7 +29,7 @@ def naive_neighborhood_attention(
     col_index = cols - torch.arange(width, device=cols.device)[:, None] + kernel_size - 1
     bias = bias_table[:, row_index[:, None, :, None], col_index[None, :, None, :]].flatten(3)
     scores = scores + bias.permute(1, 2, 0, 3).unsqueeze(-2)
-    attention = F.dropout(scores.softmax(-1), dropout).to(value.dtype)
+    attention = F.dropout(scores.softmax(-1), dropout, training=dropout > 0).to(value.dtype)
     return (attention @ gather(value)).flatten(3).permute(0, 3, 1, 2)
 
 
@@ -66,7 +66,7 @@ def naive_window_attention(
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5 + bias_table[index].permute(2, 0, 1)
     if shift:
         scores = scores + shifted_window_mask(height, width, window_size, shift, query.device)[:, None].to(scores.dtype)
-    attention = F.dropout(scores.softmax(-1), dropout).to(v.dtype)
+    attention = F.dropout(scores.softmax(-1), dropout, training=dropout > 0).to(v.dtype)
     out = (attention @ v).reshape(batch, rows, cols, num_heads, window_size, window_size, channels // num_heads)
     out = out.permute(0, 3, 6, 1, 4, 2, 5).reshape(batch, channels, height, width)
     return out.roll((shift, shift), (2, 3))
