@@ -19,6 +19,7 @@ from pycocotools.coco import COCO
 
 import mmdat.apis.predictor
 from mmdat.apis import evaluate
+from mmdat.apis.drawing import DRAWN_SIDE, draw_label_map, draw_objects, shrink
 from mmdat.apis.pictures import Picture, batches, find_inputs
 from mmdat.apis.predictor import Predictor
 from mmdat.config.load import load_config
@@ -181,6 +182,84 @@ def test_batches_are_of_one_size(infer):
         for shape in [(8, 8, 3) if shape == 'a' else (9, 8, 3)]
     ]
     assert [len(batch) for batch in batches(iter(pictures), 3)] == [2, 3, 1, 1]
+
+
+def test_predictions_are_on_the_disk_file_by_file(infer, monkeypatch):
+    """A run that is killed at the third image leaves the first two, in files that can be read."""
+    Path('photos').mkdir()
+    for number in range(4):
+        cv2.imwrite(f'photos/{number}.png', np.full((40 + number, 64, 3), 60 * number, np.uint8))
+    predict = Predictor.predict
+
+    def until_the_third(self, images):
+        if images[0]['img_path'].endswith('2.png'):
+            raise KeyboardInterrupt
+        return predict(self, images)
+
+    monkeypatch.setattr(Predictor, 'predict', until_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        infer('segmentation', 'photos')
+    images = json.loads(Path('out/images.json').read_text())['images']
+    assert [Path(image['file_name']).name for image in images] == ['0.png', '1.png']
+    assert [one['image_id'] for one in json.loads(Path('out/predictions.json').read_text())] == [1, 2]
+    assert {path.name for path in Path('out/label_maps').iterdir()} == {'0.png', '1.png'}
+
+
+@pytest.mark.parametrize('fault', [RuntimeError('out of memory'), ValueError('cannot reshape'), KeyError('scale')])
+def test_a_file_that_the_model_cannot_take_costs_no_other(fault, infer, monkeypatch, capsys):
+    Path('photos').mkdir()
+    for number in range(3):
+        cv2.imwrite(f'photos/{number}.png', np.full((40, 64, 3), 60 * number, np.uint8))
+    predict = Predictor.predict
+
+    def but_the_second(self, images):
+        if any(image['img_path'].endswith('1.png') for image in images):
+            raise fault
+        return predict(self, images)
+
+    monkeypatch.setattr(Predictor, 'predict', but_the_second)
+    images, predictions = infer('segmentation', 'photos', '--batch-size', 3, code=1)
+    assert [Path(image['file_name']).name for image in images['images']] == ['0.png', '2.png']
+    assert (
+        len(predictions) == 2 and '1 files could not be read and were left out: photos/1.png' in capsys.readouterr().err
+    )
+
+
+def test_pictures_and_large_files_can_be_left_out(infer, capsys):
+    cv2.imwrite('small.png', np.zeros((40, 64, 3), np.uint8))
+    cv2.imwrite('large.png', np.zeros((80, 64, 3), np.uint8))
+    images, _ = infer('segmentation', 'small.png', 'large.png', '--no-pictures', '--max-pixels', 3000, code=1)
+    assert [image['file_name'] for image in images['images']] == ['small.png']
+    assert not Path('out/pictures').exists()
+    assert 'large.png (it has 5,120 pixels, more than the 3,000 of --max-pixels)' in capsys.readouterr().err
+
+
+def test_large_photos_are_drawn_smaller_and_at_their_places():
+    height, width = 1500, 6000
+    box = torch.tensor([[3000.0, 600.0, 4500.0, 1200.0]])
+    mask = torch.zeros(1, height, width, dtype=torch.bool)
+    mask[0, 600:1200, 3000:4500] = True
+    sample = DetDataSample(metainfo=dict(ori_shape=(height, width)))
+    sample.pred_instances = InstanceData(bboxes=box, masks=mask, scores=torch.ones(1), labels=torch.zeros(1).long())
+    photo = np.full((height, width, 3), 100, np.uint8)
+    drawn = draw_objects(shrink(photo), sample, ['nut'], [(255, 0, 0)], 0.3)
+    assert drawn.shape == (500, DRAWN_SIDE, 3)
+    rows, cols = np.nonzero((drawn != 100).any(-1))
+    found = np.array([cols.min(), rows.min(), cols.max(), rows.max()])
+    assert np.abs(found - np.array([1000, 200, 1500, 400])).max() <= 2
+
+
+def test_label_maps_are_drawn_with_the_names_of_their_classes():
+    labels = np.zeros((120, 200), int)
+    labels[:, 100:] = 1
+    photo, palette = np.full((120, 200, 3), 100, np.uint8), [(250, 0, 0), (0, 0, 250)]
+    named = draw_label_map(photo, labels, ['nut', 'bolt'], palette)
+    plain = (0.4 * photo + 0.6 * np.array(palette)[labels]).round().astype(np.uint8)
+    written = (named != plain).any(-1)
+    for half, centre in ((written[:, :100], 50), (written[:, 100:], 50)):
+        rows, cols = np.nonzero(half)
+        assert abs(cols.mean() - centre) < 12 and np.ptp(rows) < 40
+    np.testing.assert_array_equal(draw_label_map(photo, labels, ['', ''], palette), plain)
 
 
 def test_inputs_of_every_kind(infer):

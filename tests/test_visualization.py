@@ -1,17 +1,22 @@
 """Sampling points end up at the right pixels, attention weights are the layers' own, and sheets get logged."""
 
+import logging
+from types import SimpleNamespace
+
 import cv2
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
 from mmdet.models import DetDataPreprocessor
+from mmdet.structures import DetDataSample
 from paths import ROOT
 
 from mmdat import DAT
 from mmdat.apis import train
 from mmdat.config.load import load_config
-from mmdat.hooks import SamplingPointsHook
+from mmdat.hooks import SamplingPointsHook, sampling_points
 from mmdat.models.mixers import SamplingPoints
 from mmdat.visualization import (
     LayerAttention,
@@ -255,6 +260,26 @@ def test_sheets_are_logged_during_training_without_changing_it(name, stages, dat
         logged = {path.name for path in (tmp_path / run).glob('*/vis_data/vis_image/*')}
         assert logged == {f'deformation_stage{stage}_{step}.png' for stage in stages for step in steps}
     assert all(torch.equal(plain[key], watched[key]) for key in plain)
+
+
+def test_sheets_of_the_hook_leave_padding_out(nano, tmp_path, monkeypatch):
+    """The image of 40x56 pixels is padded to 64x64 for the backbone; the picture is the image alone."""
+    model = torch.nn.Module()
+    model.data_preprocessor = DetDataPreprocessor(mean=[0.0] * 3, std=[1.0] * 3, pad_size_divisor=64)
+    model.backbone = DAT(nano, img_size=64)
+    views = []
+    monkeypatch.setattr(sampling_points, 'attention_sheets', lambda *args, **kwargs: views.append(args[2]) or {})
+    runner = SimpleNamespace(model=model, work_dir=str(tmp_path), logger=logging.getLogger())
+    image = torch.randint(256, (3, 40, 56), dtype=torch.uint8)
+    hook = SamplingPointsHook()
+    hook.before_test_iter(runner, 0)
+    sample = DetDataSample(metainfo=dict(img_shape=(40, 56)))
+    model.backbone(model.data_preprocessor(dict(inputs=[image], data_samples=[sample]))['inputs'])
+    hook.after_test_iter(runner, 0)
+    (view,) = views
+    assert view.input_size == (64, 64)
+    np.testing.assert_array_equal(view.picture, image.permute(1, 2, 0).numpy()[..., ::-1])
+    assert not view.inside((4, 4), 16)[-1].any() and view.inside((4, 4), 16)[0].any()
 
 
 def test_a_negative_interval_is_refused():

@@ -1,4 +1,4 @@
-"""Predictions drawn over pictures, in time and memory that do not grow with the photo."""
+"""Predictions drawn over pictures, in time and memory that are those of a picture of bounded size."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -71,3 +71,29 @@ def draw_objects(
         texts = [f'{classes[label]} {score:.2f}' for label, score in zip(labels, found.scores.tolist())]
         picture = draw_bounding_boxes(picture, found.bboxes * scale, texts, colour(labels), width=2)
     return picture.permute(1, 2, 0).numpy()
+
+
+def draw_label_map(
+    rgb: np.ndarray, labels: np.ndarray, classes: Sequence[str], palette: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """A label map in colours, and the name of each class at the pixel that is furthest inside of it.
+
+    Args:
+        rgb: The picture, ``(H, W, 3)`` uint8.
+        labels: The classes of its pixels, ``(H, W)``.
+        classes: Names of the classes.
+        palette: Their RGB colours.
+    """
+    drawn = cv2.addWeighted(rgb, 0.4, np.array(palette, dtype=np.uint8)[labels], 0.6, 0)
+    height, width = labels.shape
+    scale = max(0.35, max(height, width) / 1600)
+    for label in np.unique(labels):
+        region = np.pad(labels == label, 1).astype(np.uint8)
+        inside = cv2.distanceTransform(region, cv2.DIST_L2, 3)[1:-1, 1:-1]
+        y, x = np.unravel_index(inside.argmax(), inside.shape)
+        (across, up), _ = cv2.getTextSize(classes[label], cv2.FONT_HERSHEY_SIMPLEX, scale, 1)
+        place = int(np.clip(x - across // 2, 0, max(width - across, 0))), int(np.clip(y + up // 2, up, height - 1))
+        for colour, thickness in ((0, 0, 0), 3), ((255, 255, 255), 1):
+            stroke = round(thickness * max(1.0, scale))
+            cv2.putText(drawn, classes[label], place, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, stroke, cv2.LINE_AA)
+    return drawn

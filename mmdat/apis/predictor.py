@@ -20,7 +20,7 @@ from mmdat.config.walk import innermost_datasets
 from mmdat.errors import RunError
 from mmdat.models.checkpoint import unwrap
 
-from .drawing import draw_objects, shrink, shrink_map
+from .drawing import draw_label_map, draw_objects, shrink, shrink_map
 from .model import build_model
 from .toolbox import TOOLBOXES, toolbox
 
@@ -131,7 +131,7 @@ class Predictor:
             drawn = draw_objects(rgb, sample, self.classes, self.palette, score_thr)
         elif self.scope == 'mmseg':
             labels = shrink_map(sample.pred_sem_seg.data[0]).numpy()
-            drawn = (0.4 * rgb + 0.6 * np.array(self.palette)[labels]).astype(np.uint8)
+            drawn = draw_label_map(rgb, labels, self.classes, self.palette)
         else:
             from mmpretrain.visualization import UniversalVisualizer
 

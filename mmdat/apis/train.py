@@ -28,6 +28,7 @@ from mmdat.config.runs import (
 )
 from mmdat.config.sharding import check_sharding
 from mmdat.models.checkpoint import unwrap
+from mmdat.models.wrapped import innermost_model
 
 from .process import borrowed_process, traceback_in_log, without_deprecations
 
@@ -118,7 +119,7 @@ def evaluate(
         if trust_files:
             runner.logger.warning(TRUSTED)
         if not is_remote(checkpoint):
-            check_fit(_innermost_model(runner.model), unwrap(files.read(checkpoint)), checkpoint)
+            check_fit(innermost_model(runner.model), unwrap(files.read(checkpoint)), checkpoint)
         return runner.test()
 
 
@@ -139,15 +140,8 @@ def _build(cfg: Config, compile: bool) -> Union[Runner, FlexibleRunner]:
     runner = RUNNERS.build(cfg)  # MMEngine's Runner, or the config's runner_type
     if compile:
         # Not MMEngine's cfg.compile: it takes the optimizer's step too, where torch 2.14 fails, and nothing in testing.
-        model = _innermost_model(runner.model)
+        model = innermost_model(runner.model)
         for part in (model.backbone, getattr(model, 'neck', None)):
             if part is not None:
                 part.compile()
     return runner
-
-
-def _innermost_model(model: torch.nn.Module) -> torch.nn.Module:
-    """The model of the config, which may be distributed, or wrapped for test-time augmentation."""
-    while hasattr(model, 'module'):
-        model = model.module
-    return model

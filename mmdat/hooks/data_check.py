@@ -51,7 +51,7 @@ class DataCheckHook(Hook):
     def __init__(self, notes: Sequence[str] = ()):
         self.notes = list(notes)
 
-    def before_run(self, runner: Runner) -> None:
+    def before_train(self, runner: Runner) -> None:
         for note in self.notes:
             runner.logger.warning(note)
         loops = dict(train=getattr(runner, 'train_loop', None), val=getattr(runner, 'val_loop', None))

@@ -1,16 +1,17 @@
 """A hook that draws where deformable attention looks."""
 
 import os.path as osp
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
+import torch.nn as nn
 from mmengine.dist import master_only
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor
 
 from mmdat.models import DAT
+from mmdat.models.wrapped import innermost_model
 from mmdat.registry import HOOKS
 from mmdat.visualization import View, attention_sheets, save_sheets
 
@@ -19,7 +20,7 @@ from mmdat.visualization import View, attention_sheets, save_sheets
 class SamplingPointsHook(Hook):
     """Draw what deformable attention looks at, one sheet per stage: in testing, and during training if asked for.
 
-    A sheet shows, over the image as the backbone got it, padding included, the sampled points, the keys that some
+    A sheet shows, over the image as the backbone got it, without its padding, the sampled points, the keys that some
     queries attend to most, and the attention that each place receives. Use it with
     ``custom_hooks=[dict(type='mmdat.SamplingPointsHook')]``.
 
@@ -45,12 +46,12 @@ class SamplingPointsHook(Hook):
         self.interval = interval
         self.by_epoch = by_epoch
         self._watch: Optional[_FirstInput] = None
-        self._train_image: Optional[Tensor] = None
+        self._train_image: Optional[_Input] = None
 
     @master_only
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if self.interval and self._train_image is None:
-            self._watch = _FirstInput(_backbone(runner))
+            self._watch = _FirstInput(innermost_model(runner.model))
 
     @master_only
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -67,7 +68,7 @@ class SamplingPointsHook(Hook):
     @master_only
     def before_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         if batch_idx == self.image:
-            self._watch = _FirstInput(_backbone(runner))
+            self._watch = _FirstInput(innermost_model(runner.model))
 
     @master_only
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
@@ -83,31 +84,48 @@ class SamplingPointsHook(Hook):
             runner.visualizer.add_image(f'deformation_stage{stage}', sheet, step)
 
 
-class _FirstInput:
-    """The first image that a backbone gets from now on. With test-time augmentation there are several."""
+class _Input(NamedTuple):
+    """An image as the backbone got it, ``(1, C, H, W)``, and height and width of it without padding, if known."""
 
-    def __init__(self, backbone: DAT):
+    image: Tensor
+    size: Optional[tuple[int, int]]
+
+
+class _FirstInput:
+    """The first image that the backbone of a model gets from now on. With test-time augmentation there are several."""
+
+    def __init__(self, model: nn.Module):
         self._image: Optional[Tensor] = None
-        self._handle = backbone.register_forward_pre_hook(self._keep)
+        self._size: Optional[tuple[int, int]] = None
+        self._handles = [
+            model.data_preprocessor.register_forward_hook(self._keep_size),
+            _backbone(model).register_forward_pre_hook(self._keep),
+        ]
+
+    def _keep_size(self, module: nn.Module, args: tuple, outputs: dict) -> None:
+        samples = outputs.get('data_samples')
+        if self._image is None and samples:
+            self._size = samples[0].metainfo.get('img_shape', ())[:2] or None
 
     def _keep(self, module: DAT, args: tuple) -> None:
         if self._image is None:
             self._image = args[0][:1].detach().clone()
 
-    def take(self) -> Optional[Tensor]:
-        self._handle.remove()
-        return self._image
+    def take(self) -> _Input:
+        for handle in self._handles:
+            handle.remove()
+        return _Input(self._image, self._size)
 
 
-def _sheets(runner: Runner, image: Tensor, note: str = '') -> dict[int, np.ndarray]:
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    backbone = _backbone(runner)
-    view = View.of_input(image[0], model.data_preprocessor, backbone.arch.conv_stem)
-    return attention_sheets(backbone, image, view, note=note)
+def _sheets(runner: Runner, first: _Input, note: str = '') -> dict[int, np.ndarray]:
+    model = innermost_model(runner.model)
+    backbone = _backbone(model)
+    view = View.of_input(first.image[0], model.data_preprocessor, backbone.arch.conv_stem, first.size)
+    return attention_sheets(backbone, first.image, view, note=note)
 
 
-def _backbone(runner: Runner) -> DAT:
-    for module in runner.model.modules():
+def _backbone(model: nn.Module) -> DAT:
+    for module in model.modules():
         if isinstance(module, DAT):
             return module
     raise ValueError('SamplingPointsHook needs a model with the backbone mmdat.DAT: leave the hook out of the config')

@@ -6,6 +6,7 @@ Pixels are (y, x) throughout; whole numbers are centres of pixels.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Optional
 
 import numpy as np
 import torch
@@ -62,9 +63,23 @@ class View:
     shift: tuple[float, float] = (0.0, 0.0)
 
     @classmethod
-    def of_input(cls, inputs: Tensor, data_preprocessor: torch.nn.Module, conv_stem: bool) -> 'View':
-        """The view whose picture is the input itself, ``(3, H, W)``, padding included."""
-        return cls(denormalise(inputs, data_preprocessor), tuple(inputs.shape[1:]), conv_stem)
+    def of_input(
+        cls,
+        inputs: Tensor,
+        data_preprocessor: torch.nn.Module,
+        conv_stem: bool,
+        image_size: Optional[Sequence[int]] = None,
+    ) -> 'View':
+        """The view whose picture is the input itself, ``(C, H, W)``, without the padding on its right and below it.
+
+        Args:
+            inputs: What the backbone got, one image.
+            data_preprocessor: What made it.
+            conv_stem: ``arch.conv_stem`` of the backbone.
+            image_size: Height and width of the image in it; by default all of it.
+        """
+        height, width = image_size or inputs.shape[1:]
+        return cls(denormalise(inputs, data_preprocessor)[:height, :width], tuple(inputs.shape[1:]), conv_stem)
 
     def to_input(self, pixel: Tensor) -> Tensor:
         """Pixels of the picture, ``(..., 2)``, to pixels of the input."""
@@ -123,11 +138,11 @@ def denormalise(inputs: Tensor, data_preprocessor: torch.nn.Module) -> np.ndarra
         inputs: What the backbone got, one image.
         data_preprocessor: The one of mmdet, mmseg or mmpretrain that made it.
     """
-    image = _without_mean(inputs, data_preprocessor).round()
+    image = _without_mean(inputs, data_preprocessor)
     if len(image) == 3 and _turns_channels(data_preprocessor):
         image = image.flip(0)
-    if image.min() >= -1 and image.max() <= 256:  # 8 bits, but for roundings
-        image = image.clamp(0, 255)
+    if image.min() >= -1 and 1.5 < image.max() <= 256:  # 8 bits, but for roundings
+        image = image.round().clamp(0, 255)
     return to_picture(image.permute(1, 2, 0).numpy())
 
 
