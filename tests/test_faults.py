@@ -100,7 +100,7 @@ def test_parts_of_the_users_own_show_their_traceback(part, workers, workplace, m
 
 
 def test_the_sentence_names_the_log_with_the_traceback(workplace, monkeypatch, capsys):
-    assert train(monkeypatch, 'model.backbone.depth=3') == 1
+    assert train(monkeypatch, 'model.head.depth=3') == 1
     error = capsys.readouterr().err
     assert 'Traceback' not in error
     (named,) = re.findall(r'\(the traceback is in (.+)\)$', error.strip())
