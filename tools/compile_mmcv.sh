@@ -67,17 +67,17 @@ compile_mmcv() {
   tag=$("$py" -c 'import platform, sys, torch; print(f"torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}-{platform.machine()}")')
   wheels=${MMDAT_CACHE:-$HOME/.cache/mmdat}/wheels/$stack-mmcv$mmcv_version-$tag-$kind${architectures:+-${architectures//[;, ]/_}}
   if ! compgen -G "$wheels/*.whl" >/dev/null; then
-    step 'ninja' "$net" pip_install ninja psutil
-    rm -f "$venv/cuda-home"
-    if [[ $kind == cu* ]] && ! PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v nvcc >/dev/null; then
-      step 'nvcc' "PyTorch comes with no CUDA compiler for this version: install the CUDA toolkit ${kind#cu}, or leave --compile-ops out." nvcc_from_index
-    fi
     # Measured on 2 cores: 78 C++ files of 13 s; 59 CUDA files of 25 s for each architecture.
     minutes=$((78 * 13 / jobs / 60 + 1))
     if [[ $kind == cu* ]]; then
       minutes=$((minutes + 59 * 25 * $(tr ';, ' '\n' <<<"$architectures" | grep -c .) / jobs / 60))
     fi
     echo "Compiling mmcv's operators ($kind${architectures:+ for $architectures}): about $minutes minutes with $jobs jobs, only this once; progress in $logs"
+    step 'ninja' "$net" pip_install ninja psutil
+    rm -f "$venv/cuda-home"
+    if [[ $kind == cu* ]] && ! PATH=$PATH:${CUDA_HOME:-/usr/local/cuda}/bin command -v nvcc >/dev/null; then
+      step 'nvcc' "PyTorch comes with no CUDA compiler for this version: install the CUDA toolkit ${kind#cu}, or leave --compile-ops out." nvcc_from_index
+    fi
     step "compile mmcv ($kind)" "mmcv needs a C++ compiler (Debian: apt install g++) and about 2 GB of memory per job; with less, set MAX_JOBS=1." build_mmcv "$wheels"
   fi
   wheel=$(compgen -G "$wheels/*.whl")

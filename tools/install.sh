@@ -110,6 +110,17 @@ replace_mmcv() {
   pip_install "$1"
 }
 
+# The checkout itself, so that what is edited there takes effect. MMEngine 0.10.7 looks for mmdat.configs beside the
+# metadata: with the classic stack these stay in the checkout, where setuptools' own way of old leaves them.
+install_checkout() {
+  pip_install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
+  if [[ $stack == classic ]]; then
+    "$py" -m pip uninstall -y mmdat
+    cd "$root"
+    "$py" setup.py develop --no-deps
+  fi
+}
+
 # --- the steps -----------------------------------------------------------------------------
 begin=$SECONDS
 net='Check the network connection (and proxy or mirror settings of pip), then run this command again: it continues where it stopped.'
@@ -143,7 +154,7 @@ if [[ $wheel ]]; then
   step 'mmcv' "If the wheel is damaged, remove $wheel and run this command again." replace_mmcv "$wheel"
 fi
 step 'mmcv-ops-torchvision' "$net" pip_install --no-build-isolation --force-reinstall --no-deps "$root/mmcv-ops-torchvision"
-step 'mmdat' "$net" pip_install --no-build-isolation -e "$root" -r "$root/requirements/tests.txt"
+step 'mmdat' "$net" install_checkout
 step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext cannot be imported, mmcv was compiled for another torch: remove $wheel and run this command again." "$py" -c "$check
 import mmdet.models, mmseg.models, mmpretrain.models, mmdat"
 echo "$fingerprint" >"$venv/mmdat-installed"
