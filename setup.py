@@ -59,7 +59,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmdat', 'mmdat.*']),
-    package_data={'mmdat.weights': ['table.json']},
+    package_data={'mmdat.weights': ['table.json'], 'mmdat.visualization': ['page.html']},
     python_requires='>=3.9',
     install_requires=requirements('runtime'),
     extras_require={

@@ -83,6 +83,8 @@ def test_the_wheel_carries_configs_and_tools(source, tmp_path):
     names, requirements = build(source, tmp_path)
     assert {
         'mmdat/models/dat.py',
+        'mmdat/visualization/page.html',
+        'mmdat/weights/table.json',
         'mmdat/.mim/configs/maskrcnn_dat_t_1x_coco.py',
         'mmdat/.mim/tools/train.py',
         'mmdat/.mim/model-index.yml',

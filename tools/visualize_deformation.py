@@ -3,6 +3,7 @@
     python tools/visualize_deformation.py image.jpg --config configs/maskrcnn_dat_t_1x_coco.py --checkpoint epoch_12.pth
     python tools/visualize_deformation.py image.jpg --config configs/upernet_datpp_t_160k_ade20k.py \\
         --layer stages.2.blocks.1.mixer --query 200,150 320,90
+    python tools/visualize_deformation.py image.jpg --config configs/dat_t_300e_in1k.py --html deformation.html
 
 Each sheet has, for every deformable layer of the stage, the reference points with their offsets and the sampled
 points, the keys that the queries attend to most, and a heat map of the attention that each place receives. The image
@@ -26,6 +27,9 @@ def main() -> None:
         help='pixels of the image whose most attended keys are drawn (default: three on the diagonal)',
     )
     parser.add_argument('--out-dir', help='where stage{n}.png go (default: work_dirs/CONFIG/deformation/IMAGE)')
+    parser.add_argument(
+        '--html', metavar='FILE', help='write one page to point at in a browser, in place of the sheets'
+    )
     add_config_options(parser)
     add_trust_option(parser)
     args = parser.parse_args()
@@ -34,7 +38,7 @@ def main() -> None:
 
     cfg = read_config(args.config, args.override, args.cfg_options)
     files, trained = draw_deformation(
-        cfg, args.image, args.checkpoint, args.layer, args.query, args.out_dir, args.trust_files
+        cfg, args.image, args.checkpoint, args.layer, args.query, args.out_dir, args.trust_files, args.html
     )
     if not trained:
         print('The weights are untrained: name trained ones with --checkpoint.')

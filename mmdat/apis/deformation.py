@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmdat.checkpoints.without_code import TRUSTED
 from mmdat.errors import RunError
 from mmdat.models import DAT
-from mmdat.visualization import View, attention_sheets, layer_names, save_sheets
+from mmdat.visualization import View, attention_page, attention_sheets, layer_names, save_sheets
 
 from .model import load_backbone
 from .network_input import network_input
@@ -25,8 +25,9 @@ def draw_deformation(
     queries: Sequence[str] = (),
     out_dir: Optional[str] = None,
     trust_files: bool = False,
+    html: Optional[str] = None,
 ) -> tuple[list[Path], bool]:
-    """Draw a sheet per stage; see :func:`mmdat.visualization.attention_sheets`.
+    """Draw a sheet per stage, or write a page; see :mod:`mmdat.visualization`.
 
     Args:
         cfg: The whole config.
@@ -36,6 +37,7 @@ def draw_deformation(
         queries: Pixels ``x,y`` of the image whose most attended keys are drawn; by default three on the diagonal.
         out_dir: Where the sheets go; by default ``deformation/IMAGE`` in the config's work directory.
         trust_files: Let the checkpoint run code that it may contain.
+        html: Write one page of HTML to this file in place of the sheets; it points at the first of ``queries``.
 
     Returns:
         The files, and whether the weights are trained.
@@ -52,7 +54,14 @@ def draw_deformation(
     pixels = _read_queries(queries, view)
     device = get_device()
     note = '' if trained else ' (untrained weights)'
-    sheets = attention_sheets(backbone.to(device), inputs.to(device), view, pixels, layers, note=note)
+    backbone, inputs = backbone.to(device), inputs.to(device)
+    if html:
+        query = pixels[0] if pixels else None
+        page = attention_page(backbone, inputs, view, query, layers, title=f'{Path(image).name}{note}')
+        Path(html).parent.mkdir(parents=True, exist_ok=True)
+        Path(html).write_text(page, encoding='utf-8')
+        return [Path(html)], trained
+    sheets = attention_sheets(backbone, inputs, view, pixels, layers, note=note)
     return save_sheets(sheets, out_dir or os.path.join(cfg.work_dir, 'deformation', Path(image).stem)), trained
 
 

@@ -1,4 +1,5 @@
 from .attention import LayerAttention, record_attention
+from .page import attention_page
 from .picture import to_picture
 from .sheets import attention_sheets, layer_names, save_sheets
 from .view import View, position_to_pixel
@@ -6,6 +7,7 @@ from .view import View, position_to_pixel
 __all__ = [
     'LayerAttention',
     'View',
+    'attention_page',
     'attention_sheets',
     'layer_names',
     'position_to_pixel',

@@ -114,6 +114,18 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention
         yield records
 
 
+@torch.no_grad()
+def observe(model: nn.Module, inputs: Tensor) -> dict[str, list[LayerAttention]]:
+    """What :func:`record_attention` records of one call of a model in eval mode; it is left in the mode it was in."""
+    training = model.training
+    try:
+        with record_attention(model.eval()) as records:
+            model(inputs)
+    finally:
+        model.train(training)
+    return records
+
+
 def _watch(layer: DeformableAttention, points: list[SamplingPoints], record: list[LayerAttention]) -> list:
     projected = {}
 

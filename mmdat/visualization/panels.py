@@ -135,10 +135,9 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
         stride: Pixels of the backbone's input per cell of the map.
         attention: The layer; the first image of the batch is drawn.
     """
-    heat = _blur(attention.received_map()[0].float().cpu(), attention.key_stride)
+    heat = received_heat(attention, view, stride)
+    inside = heat.isfinite()
     axes.imshow(view.picture.mean(-1), cmap='gray')
-    inside = view.inside(heat.shape, stride)
-    heat = (heat / heat[inside].mean()).masked_fill(~inside, float('nan'))
     heat_image = axes.imshow(
         heat,
         extent=view.extent(stride),
@@ -151,6 +150,13 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
     axes.figure.colorbar(heat_image, ax=axes, fraction=0.046, pad=0.02, extend='max')
     axes.set_title(f'attention received, up to {float(heat[inside].max()):.1f} x the mean')
     _frame(axes, view, padding=False)
+
+
+def received_heat(attention: LayerAttention, view: View, stride: int) -> Tensor:
+    """How much attention the cells of the map receive, ``(rows, columns)``; 1 is the mean, padding is NaN."""
+    heat = _blur(attention.received_map()[0].float().cpu(), attention.key_stride)
+    inside = view.inside(heat.shape, stride)
+    return (heat / heat[inside].mean()).masked_fill(~inside, float('nan'))
 
 
 def _blur(heat: Tensor, key_stride: tuple[int, int]) -> Tensor:

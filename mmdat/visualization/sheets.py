@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmdat.models import DAT, DeformableAttention
 
-from .attention import LayerAttention, record_attention
+from .attention import LayerAttention, observe
 from .panels import draw_queries, draw_received, draw_sampling_points
 from .view import View
 
@@ -51,20 +51,24 @@ def attention_sheets(
     Returns:
         RGB uint8 sheets by number of stage, from 1.
     """
-    training = backbone.training
-    try:
-        with torch.no_grad(), record_attention(backbone.eval()) as records:
-            backbone(inputs)
-    finally:
-        backbone.train(training)
+    records = observe(backbone, inputs)
     stages: dict[int, dict[str, LayerAttention]] = {}
     for name in layer_names(backbone) if layers is None else layers:
-        stage = int(re.match(r'stages\.(\d+)\.', name)[1])
-        stages.setdefault(stage, {})[name] = records[name][0]
+        stages.setdefault(stage_of(name), {})[name] = records[name][0]
     return {
         stage + 1: render(draw_sheet(stage, attentions, view, queries or view.default_queries(), note))
         for stage, attentions in stages.items()
     }
+
+
+def stage_of(layer: str) -> int:
+    """The stage, counted from 0, that holds a layer by its name in the backbone."""
+    return int(re.match(r'stages\.(\d+)\.', layer)[1])
+
+
+def stride_of(layer: str) -> int:
+    """Pixels of the backbone's input per cell of the map that a layer gets."""
+    return 4 * 2 ** stage_of(layer)
 
 
 @torch.no_grad()
