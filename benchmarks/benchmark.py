@@ -242,25 +242,13 @@ def count_flops(name: str, variant: str, size: Sequence[int]) -> int:
 
 def count_bytes(name: str, variant: str, mode: str, size: Sequence[int]) -> int:
     """What all operations read and write, each on its own, counted on the meta device; caches may hold much of it."""
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    class Counter(TorchDispatchMode):
-        total = 0
-
-        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-            out = function(*args, **(kwargs or {}))
-            if not function.is_view:
-                tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
-                self.total += sum(x.numel() * x.element_size() for x in tensors)
-            return out
+    from counter import Counter
 
     counter = Counter()
     step = make_step(name, variant.replace(' compiled', ''), mode, size, 'meta')
     with counter:
         step()
-    return counter.total
+    return counter.bytes
 
 
 def make_step(name: str, variant: str, mode: str, size: Sequence[int], device: str) -> Callable[[], None]:

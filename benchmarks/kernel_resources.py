@@ -102,9 +102,9 @@ def launch_options(name: str, arguments: list[str], dtype: str, channels: int) -
         window = name.startswith('window')
         chosen = local_settings(torch_dtype, channels)
         # Windows and neighbourhoods of 7, those of all published models.
-        options = dict(
-            SIZE=7, WINDOW=window, SIDE=SIDE, PARTS=1, MARGIN=0 if window else 3, KEY_TILES=1 if window else 2
-        )
+        rows, key_side = chosen.keys // SIDE, 7 if window else 14
+        options = dict(SIZE=7, WINDOW=window, SIDE=SIDE, PARTS=1, MARGIN=0 if window else 3, ROWS=rows)
+        options.update(BLOCKS_Y=-(-key_side // rows), BLOCKS_X=-(-key_side // SIDE))
     else:
         chosen = (key_settings if 'key' in name else query_settings)(torch_dtype, channels)
         options = dict(QUERIES=chosen.queries, KEYS=chosen.keys, HALF=dtype != 'float32', SIDE=int(chosen.queries**0.5))

@@ -1,10 +1,17 @@
 """Which form of an operator runs on a GPU, seen without one through tensors that have no values."""
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from mmengine.utils import digit_version
 
 from mmdat.ops import TableBias, choose_deformable_attention, choose_window_attention, deformable_attention
+from mmdat.ops.budget import PLAIN_BYTES
+from mmdat.ops.deformable_attention.interface import held_by_plain_form
+
+ROOT = Path(__file__).parents[1]
 
 fake_tensor = pytest.importorskip('torch._subclasses.fake_tensor')
 # PyTorch 2.1 asks the driver when it makes such a tensor.
@@ -66,3 +73,47 @@ def test_both_forms_agree_where_either_can_be_chosen():
     )
     forms = [deformable_attention(query, key, value, heads, bias, plain_bytes=bound) for bound in (0, 2**30)]
     torch.testing.assert_close(*forms)
+
+
+@pytest.fixture(scope='module')
+def counted():
+    """benchmarks/counted.py, whose neighbours it imports."""
+    sys.path.insert(0, str(ROOT / 'benchmarks'))
+    try:
+        import counted
+    finally:
+        sys.path.remove(str(ROOT / 'benchmarks'))
+    return counted
+
+
+@needs_fakes
+@pytest.mark.parametrize(
+    'model',
+    [*('tiny', 'tiny++'), *(pytest.param(name, marks=pytest.mark.slow) for name in ('base', 'small++', 'base++'))],
+)
+def test_the_choice_of_a_gpu_moves_and_launches_least(counted, model):
+    """In each layer of a published model, but for those whose plain form holds more than the bound of memory.
+
+    DAT-S has the layers of DAT-T, and DAT+ those of DAT-T++.
+    """
+    for layer in (layer for size in counted.SIZES for layer in counted.layers(model, size)):
+        forms = {impl: counted.count(layer, impl) for impl in ('naive', 'tiled')}
+        chosen = counted.chosen(layer)
+        fits = forms['naive']['held'] <= PLAIN_BYTES['other']
+        if layer.mixer == 'D' and not fits:
+            assert chosen == 'tiled', layer
+            continue
+        other = forms['tiled' if chosen == 'naive' else 'naive']
+        assert forms[chosen]['bytes'] < other['bytes'], layer
+        # Kernels are more where tiles move less; their launches take a small part of the time saved.
+        more = forms[chosen]['kernels'] - other['kernels']
+        saved = (other['bytes'] - forms[chosen]['bytes']) / counted.BANDWIDTH
+        assert more * counted.LAUNCH < saved / 2, layer
+
+
+def test_what_the_plain_form_holds_is_known_beforehand(counted):
+    for layer in (layer for layer in counted.layers('tiny++', '800x1344') if layer.mixer == 'D'):
+        _, maps, _ = counted.operator(layer, 'meta', 'naive')
+        bias = TableBias(*maps[3:], *(torch.empty(side, device='meta') for side in layer.size), evenly_spaced=True)
+        expected = held_by_plain_form(*maps[:3], layer.heads, bias)
+        assert expected == pytest.approx(counted.count(layer, 'naive')['held'], rel=0.1)

@@ -53,7 +53,7 @@ class DeformableAttention(nn.Module):
         sampler: ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
-        impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.deformable_attention`.
+        impl: ``'fast'``, ``'naive'``, ``'tiled'`` or ``'triton'``; see :func:`mmdat.ops.deformable_attention`.
         dims: Axes beside batch and channels: 1 for signals, 2 for maps, 3 for volumes and video clips. ``map_size``,
             ``kernel_size`` and ``stride`` are a number, or one for each axis.
         context_channels: Channels of the map that is sampled, if it is not the query map.

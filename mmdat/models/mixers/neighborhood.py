@@ -19,7 +19,7 @@ class NeighborhoodAttention(nn.Module):
         kernel_size: Odd side of the neighbourhood in pixels of the map.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
-        impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.neighborhood_attention`.
+        impl: ``'fast'``, ``'naive'``, ``'tiled'`` or ``'triton'``; see :func:`mmdat.ops.neighborhood_attention`.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``in_channels``, ``kernel_size`` is even or ``impl`` unknown.

@@ -23,7 +23,7 @@ class WindowAttention(nn.Module):
         window_size: Side of the windows in pixels of the map.
         attn_drop_rate: Dropout of attention weights.
         proj_drop_rate: Dropout after the output projection.
-        impl: ``'fast'`` or ``'naive'``; see :func:`mmdat.ops.window_attention`.
+        impl: ``'fast'``, ``'naive'``, ``'tiled'`` or ``'triton'``; see :func:`mmdat.ops.window_attention`.
 
     Raises:
         ValueError: If ``num_heads`` does not divide ``in_channels`` or ``impl`` is unknown.

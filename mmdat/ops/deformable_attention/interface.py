@@ -98,13 +98,20 @@ def choose_deformable_attention(
         check_available(query, num_heads)
         return Choice('triton', 'it was asked for')
     if impl == 'fast' and sizes_are_numbers():
-        bound = bytes_for_plain_form(query.device, plain_bytes)
-        # Held for the backward pass: displacements of each group; bias, scores and weights of each head.
-        pairs = query.shape[0] * query.shape[2] * query.shape[3] * key.shape[2] * key.shape[3]
-        held = pairs * (8 * bias.position.shape[1] + 12 * num_heads)
-        if held <= bound:
+        held = held_by_plain_form(query, key, value, num_heads, bias)
+        if held <= bytes_for_plain_form(query.device, plain_bytes):
             return Choice('naive', 'all scores fit the bound of memory, so nothing is computed twice')
     return Choice('tiled', 'its memory is linear in the number of pixels')
+
+
+def held_by_plain_form(query: Tensor, key: Tensor, value: Tensor, num_heads: int, bias: TableBias) -> int:
+    """Bytes that the plain form keeps for its backward pass, or about half of what it holds for a moment."""
+    pairs = query.shape[0] * query.shape[2] * query.shape[3] * key.shape[2] * key.shape[3]
+    dtype = torch.promote_types(query.dtype, bias.dtype)
+    # Of each group, displacements along both axes; of each head, weights, and those in the precision of the values.
+    of_group = 2 * bias.position.element_size()
+    of_head = dtype.itemsize + (value.element_size() if value.dtype != dtype else 0)
+    return pairs * (bias.position.shape[1] * of_group + num_heads * of_head)
 
 
 def _naive(

@@ -1,6 +1,6 @@
 """The public functions."""
 
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import torch
 from torch import Tensor
@@ -52,8 +52,9 @@ def neighborhood_attention(
     choice = choose_neighborhood_attention(query, key, value, bias_table, num_heads, kernel_size, dropout, impl)
     log_choice('neighborhood_attention', query.device, choice)
     max_scores = scores_at_a_time(query.device, torch.promote_types(query.dtype, bias_table.dtype), chunk_bytes)
-    attend = NEIGHBORHOOD_IMPLEMENTATIONS[choice.implementation]
-    return attend(query, key, value, bias_table, num_heads, kernel_size, dropout, max_scores)
+    pattern = 'neighborhood', kernel_size, 0
+    attend = IMPLEMENTATIONS[choice.implementation]
+    return attend(query, key, value, bias_table, num_heads, *pattern, dropout, max_scores)
 
 
 def choose_neighborhood_attention(
@@ -66,7 +67,7 @@ def choose_neighborhood_attention(
     dropout: float = 0.0,
     impl: str = 'fast',
 ) -> Choice:
-    """Which of :data:`NEIGHBORHOOD_IMPLEMENTATIONS` runs with these arguments, and why."""
+    """Which of :data:`IMPLEMENTATIONS` runs with these arguments, and why."""
     check_implementation(impl)
     if sizes_are_numbers():
         check_maps(query, key, value, num_heads, dropout)
@@ -111,8 +112,9 @@ def window_attention(
     choice = choose_window_attention(query, key, value, bias_table, num_heads, window_size, shift, dropout, impl)
     log_choice('window_attention', query.device, choice)
     max_scores = scores_at_a_time(query.device, torch.promote_types(query.dtype, bias_table.dtype), chunk_bytes)
-    attend = WINDOW_IMPLEMENTATIONS[choice.implementation]
-    return attend(query, key, value, bias_table, num_heads, window_size, shift, dropout, max_scores)
+    pattern = 'window', window_size, shift
+    attend = IMPLEMENTATIONS[choice.implementation]
+    return attend(query, key, value, bias_table, num_heads, *pattern, dropout, max_scores)
 
 
 def choose_window_attention(
@@ -126,7 +128,7 @@ def choose_window_attention(
     dropout: float = 0.0,
     impl: str = 'fast',
 ) -> Choice:
-    """Which of :data:`WINDOW_IMPLEMENTATIONS` runs with these arguments, and why."""
+    """Which of :data:`IMPLEMENTATIONS` runs with these arguments, and why."""
     check_implementation(impl)
     if sizes_are_numbers():
         check_maps(query, key, value, num_heads, dropout)
@@ -157,113 +159,70 @@ def _choose(query: Tensor, num_heads: int, dropout: float, impl: str) -> Optiona
     return None
 
 
-def _naive_neighborhood(
+def _naive(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias_table: Tensor,
     num_heads: int,
-    kernel_size: int,
-    dropout: float,
-    max_scores: int,
-) -> Tensor:
-    return naive_neighborhood_attention(query, key, value, bias_table, num_heads, kernel_size, dropout)
-
-
-def _tiled_neighborhood(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias_table: Tensor,
-    num_heads: int,
-    kernel_size: int,
-    dropout: float,
-    max_scores: int,
-) -> Tensor:
-    attend = local_attention_operator if is_compiling() else tiled_neighborhood_attention
-    return attend(query, key, value, bias_table, num_heads, 'neighborhood', kernel_size, 0, max_scores)
-
-
-def _naive_windows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias_table: Tensor,
-    num_heads: int,
-    window_size: int,
+    pattern: str,
+    size: int,
     shift: int,
     dropout: float,
     max_scores: int,
 ) -> Tensor:
-    return naive_window_attention(query, key, value, bias_table, num_heads, window_size, shift, dropout)
+    if pattern == 'window':
+        return naive_window_attention(query, key, value, bias_table, num_heads, size, shift, dropout)
+    return naive_neighborhood_attention(query, key, value, bias_table, num_heads, size, dropout)
 
 
-def _tiled_windows(
+def _tiled(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias_table: Tensor,
     num_heads: int,
-    window_size: int,
+    pattern: str,
+    size: int,
     shift: int,
     dropout: float,
     max_scores: int,
 ) -> Tensor:
-    table = _by_key_minus_query(bias_table, window_size)
-    attend = local_attention_operator if is_compiling() else tiled_window_attention
-    return attend(query, key, value, table, num_heads, 'window', window_size, shift, max_scores)
+    attend = tiled_window_attention if pattern == 'window' else tiled_neighborhood_attention
+    if is_compiling():
+        attend = local_attention_operator
+    table = _by_key_minus_query(bias_table, pattern, size)
+    return attend(query, key, value, table, num_heads, pattern, size, shift, max_scores)
 
 
-def _by_key_minus_query(bias_table: Tensor, window_size: int) -> Tensor:
-    side = 2 * window_size - 1
-    return bias_table.t().unflatten(1, (side, side)).flip(1, 2)
-
-
-def _triton_neighborhood(
+def _triton(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias_table: Tensor,
     num_heads: int,
-    kernel_size: int,
-    dropout: float,
-    max_scores: int,
-) -> Tensor:
-    return _triton(query, key, value, bias_table, num_heads, 'neighborhood', kernel_size, 0)
-
-
-def _triton_windows(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    bias_table: Tensor,
-    num_heads: int,
-    window_size: int,
+    pattern: str,
+    size: int,
     shift: int,
     dropout: float,
     max_scores: int,
 ) -> Tensor:
-    table = _by_key_minus_query(bias_table, window_size)
-    return _triton(query, key, value, table, num_heads, 'window', window_size, shift)
-
-
-def _triton(*args: Any) -> Tensor:
     # Imported here, for it needs Triton.
     from ..triton.operators import local_attention, local_attention_operator
 
-    return (local_attention_operator if is_compiling() else local_attention)(*args)
+    attend = local_attention_operator if is_compiling() else local_attention
+    table = _by_key_minus_query(bias_table, pattern, size)
+    return attend(query, key, value, table, num_heads, pattern, size, shift)
 
 
-#: The implementations, by name; all take ``(query, key, value, bias_table, num_heads, kernel_size, dropout,
-#: max_scores)``.
-NEIGHBORHOOD_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
-    'naive': _naive_neighborhood,
-    'tiled': _tiled_neighborhood,
-    'triton': _triton_neighborhood,
-}
-#: The same for windows, which have a ``shift`` after the ``window_size``.
-WINDOW_IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {
-    'naive': _naive_windows,
-    'tiled': _tiled_windows,
-    'triton': _triton_windows,
-}
+def _by_key_minus_query(bias_table: Tensor, pattern: str, size: int) -> Tensor:
+    """A table as ``(num_heads, 2 * size - 1, 2 * size - 1)``, as that of neighbourhoods is; that of windows is not."""
+    if pattern == 'neighborhood':
+        return bias_table
+    side = 2 * size - 1
+    return bias_table.t().unflatten(1, (side, side)).flip(1, 2)
+
+
+#: The implementations, by name; all take ``(query, key, value, bias_table, num_heads, pattern, size, shift, dropout,
+#: max_scores)``, where ``pattern`` is ``'neighborhood'`` or ``'window'`` and ``shift`` that of windows.
+IMPLEMENTATIONS: dict[str, Callable[..., Tensor]] = {'naive': _naive, 'tiled': _tiled, 'triton': _triton}

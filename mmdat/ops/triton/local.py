@@ -40,11 +40,14 @@ class _Call:
         if self.window:
             self.before = [size - shift if shift else 0] * 2
             self.tiles = [-(-(length + b) // size) * self.parts for length, b in zip(query.shape[2:], self.before)]
-            self.margin, self.key_tiles = 0, self.parts
+            self.margin, key_side = 0, size
         else:
             axes = [neighborhoods(length, size) for length in query.shape[2:]]
             self.before, self.tiles = [axis.before for axis in axes], [axis.tiles for axis in axes]
-            self.margin, self.key_tiles = axes[0].margin, -(-axes[0].key_side // SIDE)
+            self.margin, key_side = axes[0].margin, axes[0].key_side
+        self.settings = local_settings(self.maps[0].dtype, self.maps[0].shape[-1])
+        self.rows = self.settings.keys // SIDE
+        self.blocks = -(-key_side // self.rows), -(-key_side // SIDE)
 
     @property
     def sizes(self) -> tuple[int, ...]:
@@ -56,32 +59,36 @@ class _Call:
 
     @property
     def options(self) -> dict[str, Any]:
-        chosen = local_settings(self.maps[0].dtype, self.maps[0].shape[-1])
         return dict(
-            num_warps=chosen.num_warps,
-            num_stages=chosen.num_stages,
+            num_warps=self.settings.num_warps,
+            num_stages=self.settings.num_stages,
             D=self.maps[0].shape[-1],
             SIZE=self.size,
             WINDOW=self.window,
             SIDE=SIDE,
             PARTS=self.parts,
+            ROWS=self.rows,
             **precision(self.maps[0]),
         )
 
     @property
     def key_options(self) -> dict[str, Any]:
-        return dict(MARGIN=self.margin, KEY_TILES=self.key_tiles)
+        return dict(MARGIN=self.margin, BLOCKS_Y=self.blocks[0], BLOCKS_X=self.blocks[1])
 
     def ways(self) -> Tensor:
-        """The table's entry (its length where there is none) for each pair of slots, ``(ways, SIDE**2, SIDE**2)``."""
-        slot = torch.arange(SIDE)
-        parts, squares = torch.arange(self.parts) * SIDE, torch.arange(self.key_tiles) * SIDE - self.margin
-        # Of an axis: part, square, query, key.
-        apart = squares[:, None, None] + slot - parts[:, None, None, None] - slot[:, None] + self.size - 1
+        """The table's entry (its length where there is none) for each pair of slots, ``(ways, queries, keys)``."""
+        y, x = self._apart(self.rows, self.blocks[0]), self._apart(SIDE, self.blocks[1])
+        y, x = y[:, None, :, None, :, None, :, None], x[None, :, None, :, None, :, None, :]
         side = 2 * self.size - 1
-        y, x = apart[:, None, :, None, :, None, :, None], apart[None, :, None, :, None, :, None, :]
         inside = (y >= 0) & (y < side) & (x >= 0) & (x < side)
-        return torch.where(inside, y * side + x, side * side).reshape(-1, SIDE**2, SIDE**2)
+        return torch.where(inside, y * side + x, side * side).reshape(-1, SIDE**2, self.rows * SIDE)
+
+    def _apart(self, length: int, blocks: int) -> Tensor:
+        """Along an axis, the table's index for each part of a window, block of keys of a length, query and key."""
+        starts = torch.arange(blocks) * length - self.margin
+        queries = torch.arange(self.parts)[:, None] * SIDE + torch.arange(SIDE)
+        keys = starts[:, None, None] + torch.arange(length)
+        return keys - queries[:, None, :, None] + self.size - 1
 
 
 def forward(

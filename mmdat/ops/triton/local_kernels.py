@@ -1,14 +1,15 @@
 """Kernels of attention to pixels nearby: neighbourhoods and windows, with a relative position bias.
 
-A program takes a tile of SIDE x SIDE queries and, one after another, the squares of SIDE x SIDE keys that hold all that
-these see. A read of the bias table serves as the mask as well: -inf where a query does not see a key.
+A program takes a tile of SIDE x SIDE queries and, one after another, the blocks of ROWS x SIDE keys that hold all that
+these see (for gradients of keys, a tile of keys and blocks of queries). A read of the bias table serves as the mask as
+well: -inf where a query does not see a key.
 
 A tile of a map cut into windows lies within one window; windows larger than a tile are cut into PARTS along each axis.
 Tiles of other maps begin ``before`` pixels before the map, see :mod:`mmdat.ops.local_attention.tiles`, which says why
 keys up to MARGIN pixels around a tile suffice. (With windows, ``before`` is that of the first window.)
 
 Letters: BH images times heads, D channels of a head (padded to a power of two), SIZE the side of windows or
-neighbourhoods.
+neighbourhoods, BLOCKS_Y and BLOCKS_X how many blocks of keys hold what a tile sees.
 """
 
 import triton
@@ -27,23 +28,6 @@ def tile_start(tile, before, SIZE: tl.constexpr, WINDOW: tl.constexpr, SIDE: tl.
         return tile // PARTS * SIZE + tile % PARTS * SIDE - before
     else:
         return tile * SIDE - before
-
-
-@triton.jit
-def keys_start(
-    tile,
-    before,
-    SIZE: tl.constexpr,
-    WINDOW: tl.constexpr,
-    SIDE: tl.constexpr,
-    PARTS: tl.constexpr,
-    MARGIN: tl.constexpr,
-):
-    """First pixel along an axis of the keys that a tile sees."""
-    if WINDOW:
-        return tile // PARTS * SIZE - before
-    else:
-        return tile * SIDE - before - MARGIN
 
 
 @triton.jit
@@ -70,9 +54,9 @@ def bias_and_mask(
 
 
 @triton.jit
-def square(top, left, height, width, SIDE: tl.constexpr):
-    """Rows and columns of the pixels of a square, and their places in the map (its end for those beyond)."""
-    numbers = tl.arange(0, SIDE * SIDE)
+def block(top, left, height, width, ROWS: tl.constexpr, SIDE: tl.constexpr):
+    """Rows and columns of the pixels of a block, and their places in the map (its end for those beyond)."""
+    numbers = tl.arange(0, ROWS * SIDE)
     y, x = top + numbers // SIDE, left + numbers % SIDE
     inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
     return y, x, tl.where(inside, y * width + x, height * width)
@@ -91,14 +75,56 @@ def tile_of_queries(
     SIDE: tl.constexpr,
     PARTS: tl.constexpr,
 ):
-    """As :func:`square`; pixels of a window's last tile that the next window holds are beyond, too."""
+    """As :func:`block`; pixels of a window's last tile that the next window holds are beyond, too."""
     top = tile_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS)
     left = tile_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS)
-    y, x, places = square(top, left, height, width, SIDE)
+    y, x, places = block(top, left, height, width, SIDE, SIDE)
     if WINDOW:
         inside = (y - top < SIZE - tile_y % PARTS * SIDE) & (x - left < SIZE - tile_x % PARTS * SIDE)
         places = tl.where(inside, places, height * width)
     return y, x, places
+
+
+@triton.jit
+def key_block(
+    row,
+    col,
+    tile_y,
+    tile_x,
+    query_y,
+    query_x,
+    table,
+    height,
+    width,
+    before_y,
+    before_x,
+    SIZE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SIDE: tl.constexpr,
+    PARTS: tl.constexpr,
+    MARGIN: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """Places in the map of the keys of a block, one of those that hold what a tile sees, and the bias."""
+    if WINDOW:
+        top, left = tile_y // PARTS * SIZE - before_y, tile_x // PARTS * SIZE - before_x
+    else:
+        top, left = tile_y * SIDE - before_y - MARGIN, tile_x * SIDE - before_x - MARGIN
+    y, x, places = block(top + row * ROWS, left + col * SIDE, height, width, ROWS, SIDE)
+    bias = bias_and_mask(
+        table,
+        query_y[:, None],
+        query_x[:, None],
+        y[None, :],
+        x[None, :],
+        height,
+        width,
+        before_y,
+        before_x,
+        SIZE,
+        WINDOW,
+    )
+    return places, bias
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
@@ -122,7 +148,9 @@ def forward_kernel(
     SIDE: tl.constexpr,
     PARTS: tl.constexpr,
     MARGIN: tl.constexpr,
-    KEY_TILES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS_Y: tl.constexpr,
+    BLOCKS_X: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -133,26 +161,28 @@ def forward_kernel(
     y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
     q = load_rows(query + head * pixels * D, places, pixels, D)
     table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
-    first_y = keys_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS, MARGIN)
-    first_x = keys_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS, MARGIN)
     top = tl.full([SIDE * SIDE], float('-inf'), tl.float32)
     total = tl.zeros([SIDE * SIDE], tl.float32)
     sums = tl.zeros([SIDE * SIDE, D], tl.float32)
-    for number in range(KEY_TILES * KEY_TILES):
-        key_top, key_left = first_y + number // KEY_TILES * SIDE, first_x + number % KEY_TILES * SIDE
-        key_y, key_x, keys = square(key_top, key_left, height, width, SIDE)
-        bias = bias_and_mask(
+    for number in range(BLOCKS_Y * BLOCKS_X):
+        keys, bias = key_block(
+            number // BLOCKS_X,
+            number % BLOCKS_X,
+            tile_y,
+            tile_x,
+            y,
+            x,
             table,
-            y[:, None],
-            x[:, None],
-            key_y[None, :],
-            key_x[None, :],
             height,
             width,
             before_y,
             before_x,
             SIZE,
             WINDOW,
+            SIDE,
+            PARTS,
+            MARGIN,
+            ROWS,
         )
         k = load_rows(key + head * pixels * D, keys, pixels, D)
         scores = dot(q, k.T, PRECISION, UPCAST) * scale + bias
@@ -193,7 +223,9 @@ def query_gradient_kernel(
     SIDE: tl.constexpr,
     PARTS: tl.constexpr,
     MARGIN: tl.constexpr,
-    KEY_TILES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS_Y: tl.constexpr,
+    BLOCKS_X: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -209,24 +241,26 @@ def query_gradient_kernel(
     tl.store(delta + head * pixels + places, d, mask=places < pixels)
     log = tl.load(lse + head * pixels + places, mask=places < pixels, other=float('inf'))
     table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
-    first_y = keys_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS, MARGIN)
-    first_x = keys_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS, MARGIN)
     sums = tl.zeros([SIDE * SIDE, D], tl.float32)
-    for number in range(KEY_TILES * KEY_TILES):
-        key_top, key_left = first_y + number // KEY_TILES * SIDE, first_x + number % KEY_TILES * SIDE
-        key_y, key_x, keys = square(key_top, key_left, height, width, SIDE)
-        bias = bias_and_mask(
+    for number in range(BLOCKS_Y * BLOCKS_X):
+        keys, bias = key_block(
+            number // BLOCKS_X,
+            number % BLOCKS_X,
+            tile_y,
+            tile_x,
+            y,
+            x,
             table,
-            y[:, None],
-            x[:, None],
-            key_y[None, :],
-            key_x[None, :],
             height,
             width,
             before_y,
             before_x,
             SIZE,
             WINDOW,
+            SIDE,
+            PARTS,
+            MARGIN,
+            ROWS,
         )
         k = load_rows(key + head * pixels * D, keys, pixels, D)
         p = tl.exp2(dot(q, k.T, PRECISION, UPCAST) * scale + bias - log[:, None])
@@ -238,14 +272,14 @@ def query_gradient_kernel(
 
 @triton.jit
 def queries_that_see(start, length, SIZE: tl.constexpr, SIDE: tl.constexpr):
-    """First query along an axis that sees a key of SIDE that begin at ``start``, and the tiles up to the last one.
+    """First query along an axis that sees a key of SIDE that begin at ``start``, and how many up to the last one.
 
     The first and the last SIZE keys are seen by all queries up to the border.
     """
     first = tl.where(start < SIZE, 0, start - SIZE // 2)
     end = start + SIDE
     end = tl.where(end > length - SIZE, length, tl.minimum(end + SIZE // 2, length))
-    return first, tl.cdiv(end - first, SIDE)
+    return first, end - first
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
@@ -272,6 +306,7 @@ def key_gradients_kernel(
     WINDOW: tl.constexpr,
     SIDE: tl.constexpr,
     PARTS: tl.constexpr,
+    ROWS: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
@@ -284,16 +319,17 @@ def key_gradients_kernel(
     v = load_rows(value + head * pixels * D, places, pixels, D)
     table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
     if WINDOW:
-        first_y, rows = tile_y // PARTS * SIZE - before_y, PARTS
-        first_x, cols = tile_x // PARTS * SIZE - before_x, PARTS
+        first_y, high = tile_y // PARTS * SIZE - before_y, SIZE
+        first_x, wide = tile_x // PARTS * SIZE - before_x, SIZE
     else:
-        first_y, rows = queries_that_see(tile_y * SIDE - before_y, height, SIZE, SIDE)
-        first_x, cols = queries_that_see(tile_x * SIDE - before_x, width, SIZE, SIDE)
+        first_y, high = queries_that_see(tile_y * SIDE - before_y, height, SIZE, SIDE)
+        first_x, wide = queries_that_see(tile_x * SIDE - before_x, width, SIZE, SIDE)
+    rows, cols = tl.cdiv(high, ROWS), tl.cdiv(wide, SIDE)
     k_sums = tl.zeros([SIDE * SIDE, D], tl.float32)
     v_sums = tl.zeros([SIDE * SIDE, D], tl.float32)
     for number in range(rows * cols):
-        top, left = first_y + number // cols * SIDE, first_x + number % cols * SIDE
-        y, x, queries = square(top, left, height, width, SIDE)
+        top, left = first_y + number // cols * ROWS, first_x + number % cols * SIDE
+        y, x, queries = block(top, left, height, width, ROWS, SIDE)
         q = load_rows(query + head * pixels * D, queries, pixels, D)
         g = load_rows(grad + head * pixels * D, queries, pixels, D)
         log = tl.load(lse + head * pixels + queries, mask=queries < pixels, other=float('inf'))
@@ -344,52 +380,57 @@ def bias_gradient_kernel(
     SIDE: tl.constexpr,
     PARTS: tl.constexpr,
     MARGIN: tl.constexpr,
-    KEY_TILES: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCKS_Y: tl.constexpr,
+    BLOCKS_X: tl.constexpr,
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
     """Sums of the scores' gradients over tiles whose queries and keys lie to each other in the same way.
 
     A program (part, head, way) takes every so many tile of all images. A way is the part of a window that the queries
-    are and the square of keys that they meet. Output ``(parts, heads, ways, SIDE**2, SIDE**2)``; no atomics.
+    are and the block of keys that they meet. Output ``(parts, heads, ways, SIDE**2, ROWS * SIDE)``; no atomics.
     """
     part, head, way = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    square_x, square_y = way % KEY_TILES, way // KEY_TILES % KEY_TILES
-    part_x, part_y = way // (KEY_TILES * KEY_TILES) % PARTS, way // (KEY_TILES * KEY_TILES * PARTS)
+    col, row = way % BLOCKS_X, way // BLOCKS_X % BLOCKS_Y
+    part_x, part_y = way // (BLOCKS_Y * BLOCKS_X) % PARTS, way // (BLOCKS_Y * BLOCKS_X * PARTS)
     pixels = height * width
     table += head * (2 * SIZE - 1) * (2 * SIZE - 1)
     windows_y, windows_x = tiles_y // PARTS, tiles_x // PARTS
-    sums = tl.zeros([SIDE * SIDE, SIDE * SIDE], tl.float32)
+    sums = tl.zeros([SIDE * SIDE, ROWS * SIDE], tl.float32)
     for number in range(part, batch * windows_y * windows_x, tl.num_programs(0)):
         tile_x = number % windows_x * PARTS + part_x
         tile_y = number // windows_x % windows_y * PARTS + part_y
-        rows = (number // (windows_x * windows_y) * heads + head).to(tl.int64) * pixels
+        start = (number // (windows_x * windows_y) * heads + head).to(tl.int64) * pixels
         y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
-        key_top = keys_start(tile_y, before_y, SIZE, WINDOW, SIDE, PARTS, MARGIN) + square_y * SIDE
-        key_left = keys_start(tile_x, before_x, SIZE, WINDOW, SIDE, PARTS, MARGIN) + square_x * SIDE
-        key_y, key_x, keys = square(key_top, key_left, height, width, SIDE)
-        bias = bias_and_mask(
+        keys, bias = key_block(
+            row,
+            col,
+            tile_y,
+            tile_x,
+            y,
+            x,
             table,
-            y[:, None],
-            x[:, None],
-            key_y[None, :],
-            key_x[None, :],
             height,
             width,
             before_y,
             before_x,
             SIZE,
             WINDOW,
+            SIDE,
+            PARTS,
+            MARGIN,
+            ROWS,
         )
-        q = load_rows(query + rows * D, places, pixels, D)
-        g = load_rows(grad + rows * D, places, pixels, D)
-        k = load_rows(key + rows * D, keys, pixels, D)
-        v = load_rows(value + rows * D, keys, pixels, D)
-        log = tl.load(lse + rows + places, mask=places < pixels, other=float('inf'))
-        d = tl.load(delta + rows + places, mask=places < pixels, other=0.0)
+        q = load_rows(query + start * D, places, pixels, D)
+        g = load_rows(grad + start * D, places, pixels, D)
+        k = load_rows(key + start * D, keys, pixels, D)
+        v = load_rows(value + start * D, keys, pixels, D)
+        log = tl.load(lse + start + places, mask=places < pixels, other=float('inf'))
+        d = tl.load(delta + start + places, mask=places < pixels, other=0.0)
         p = tl.exp2(dot(q, k.T, PRECISION, UPCAST) * scale + bias - log[:, None])
         sums += p * (dot(g, v.T, PRECISION, UPCAST) - d[:, None])
-    slots = tl.arange(0, SIDE * SIDE)
-    ways = PARTS * PARTS * KEY_TILES * KEY_TILES
-    base = grad_bias + ((part * heads + head) * ways + way).to(tl.int64) * SIDE * SIDE * SIDE * SIDE
-    tl.store(base + slots[:, None] * SIDE * SIDE + slots[None, :], sums)
+    queries, keys = tl.arange(0, SIDE * SIDE), tl.arange(0, ROWS * SIDE)
+    ways = PARTS * PARTS * BLOCKS_Y * BLOCKS_X
+    base = grad_bias + ((part * heads + head) * ways + way).to(tl.int64) * (SIDE * SIDE * ROWS * SIDE)
+    tl.store(base + queries[:, None] * (ROWS * SIDE) + keys[None, :], sums)
