@@ -3,8 +3,10 @@
     python benchmarks/gpu.py --out DIR [--parts doctor tests kernels operators backbones batch training]
 
 needs torch and mmdat, nothing compiled (Triton comes with torch's builds for CUDA). Each part runs in a process of its
-own: one that fails, or takes longer than ``--limit`` seconds, does not lose the others. DIR then holds ``README.md``
-(the page), plots, ``gpu.json`` with every number and a log per part. The exit code is 0 only if all parts went well.
+own and writes down each result as it comes: a part that fails, or is stopped, loses neither the others nor what it has
+found. All parts together take no longer than ``--minutes``, of which each has a share; the most telling cases come
+first. DIR then holds ``README.md`` (the page), plots, ``gpu.json`` with every number and a log per part. The exit code
+is 0 only if all parts went well.
 
 ``--device cpu --quick`` runs all of it with small sizes, to see that the script works; such numbers mean nothing.
 """
@@ -14,22 +16,24 @@ import json
 import os
 import platform
 import re
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-PARTS = ('doctor', 'tests', 'kernels', 'operators', 'backbones', 'batch', 'training')
+#: The parts, and the share of the time that each may take.
+PARTS = dict(doctor=0.05, tests=0.22, kernels=0.18, operators=0.12, backbones=0.25, batch=0.08, training=0.1)
 TESTS = ('test_ops.py', 'test_mixers.py', 'test_dat.py', 'test_parity.py', 'test_triton.py')
 
 
 def main() -> int:
     args = parse_args()
     if args.part:
-        return run_part(args.part, args)
+        return run_part(args)
     import torch
 
     if args.device == 'cuda' and not torch.cuda.is_available():
@@ -41,18 +45,19 @@ def main() -> int:
         print(f'{part}: {"done" if found["ok"] else "FAILED"} in {found["seconds"]:.0f} s', flush=True)
         # After each part: a machine may be taken away.
         (args.out / 'gpu.json').write_text(json.dumps(report, indent=1) + '\n')
-        (args.out / 'README.md').write_text(page(report))
-    plot(report, args.out)
+        plots = plot(report, args.out)
+        (args.out / 'README.md').write_text(page(report, plots))
     return 0 if all(found['ok'] for found in report['parts'].values()) else 1
 
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--out', type=Path, required=True, help='directory for what is found')
-    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS, help='default: all')
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS), help='default: all')
+    parser.add_argument('--cases', default='', help='a regular expression: measure only cases whose name has it')
     parser.add_argument('--device', choices=('cuda', 'cpu'), default='cuda')
     parser.add_argument('--quick', action='store_true', help='small sizes')
-    parser.add_argument('--limit', type=float, default=180, help='seconds for a part (default: 180)')
+    parser.add_argument('--minutes', type=float, default=10, help='for all parts together (default: 10)')
     parser.add_argument('--part', choices=PARTS, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -88,140 +93,139 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def start_part(part: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Run a part in a process of its own, its output in ``PART.log``."""
-    command = [sys.executable, __file__, '--out', str(args.out), '--part', part, '--device', args.device]
-    result = args.out / f'{part}.json'
-    result.unlink(missing_ok=True)
+    """Run a part in a process of its own, its output in ``PART.log``, its results line by line in ``PART.jsonl``."""
+    command = [sys.executable, __file__, '--part', part, '--out', str(args.out), '--device', args.device]
+    command += ['--minutes', str(args.minutes), '--cases', args.cases, *['--quick'] * args.quick]
+    results = args.out / f'{part}.jsonl'
+    results.write_text('')
+    environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
     start = time.monotonic()
     with open(args.out / f'{part}.log', 'w') as log:
+        # A session of its own, to be ended with all that it has started.
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+        )
         try:
-            environment = dict(os.environ, PYTHONPATH=os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
-            done = subprocess.run(
-                command + ['--quick'] * args.quick,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                timeout=args.limit,
-            )
-            problem = None if done.returncode == 0 else f'exit code {done.returncode}, see {part}.log'
+            code = process.wait(timeout=seconds_for(part, args))
+            problem = None if code == 0 else f'exit code {code}, see {part}.log'
         except subprocess.TimeoutExpired:
-            problem = f'took longer than {args.limit:.0f} s'
-    rows = json.loads(result.read_text()) if result.exists() else []
-    result.unlink(missing_ok=True)
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            problem = f'stopped after {seconds_for(part, args):.0f} s'
+    # A line that was being written when its process ended is none.
+    rows = [json.loads(line) for line in results.read_text().splitlines(keepends=True) if line.endswith('\n')]
+    results.unlink()
     return dict(ok=problem is None, problem=problem, seconds=time.monotonic() - start, rows=rows)
+
+
+def seconds_for(part: str, args: argparse.Namespace) -> float:
+    return 60 * args.minutes * PARTS[part]
 
 
 # --- in the process of a part --------------------------------------------------------------
 
 
-def run_part(part: str, args: argparse.Namespace) -> int:
+def run_part(args: argparse.Namespace) -> int:
+    """Write down what a part finds. The exit code is 1 if anything could not be measured or was wrong."""
     own = dict(doctor=run_doctor, tests=run_tests, training=run_training)
-    if part in own:
-        rows, code = own[part](args)
-    else:
-        import gpu_parts
-
-        setup = gpu_parts.Setup(args.device, args.quick)
-        rows, code = getattr(gpu_parts, f'run_{part}')(setup), 0
-        # Where kernels cannot run at all, that is known beforehand, and no failure.
-        if any('error' in row and "impl='triton' needs" not in row['error'] for row in rows):
-            code = 1
-    (args.out / f'{part}.json').write_text(json.dumps(rows))
+    code = 0
+    with open(args.out / f'{args.part}.jsonl', 'a') as file:
+        for row in own.get(args.part, run_cases)(args):
+            print(json.dumps(row), file=file, flush=True)
+            code = code or int(not row.pop('ok', 'error' not in row))
     return code
 
 
-def run_doctor(args: argparse.Namespace) -> tuple[list, int]:
-    done = subprocess.run([sys.executable, '-m', 'mmdat.doctor'], cwd=ROOT, capture_output=True, text=True)
-    print(done.stdout, done.stderr)
-    return [dict(output=done.stdout)], done.returncode
+def run_cases(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The cases of a part of gpu_parts.py, as long as there is time."""
+    import gpu_parts
+
+    # Some of the time is for starting, and for the case that is being measured when it ends.
+    end = time.monotonic() + 0.9 * seconds_for(args.part, args)
+    for case, measure in gpu_parts.CASES[args.part](gpu_parts.Setup(args.device, args.quick)):
+        if re.search(args.cases, ', '.join(map(str, case.values()))):
+            yield gpu_parts.attempt(case, measure) if time.monotonic() < end else {**case, 'error': 'no time left'}
 
 
-def run_tests(args: argparse.Namespace) -> tuple[list, int]:
-    """The tests of operators, mixers, backbones and parity on the device."""
-    files = [f'tests/{name}' for name in (TESTS[1:2] if args.quick else TESTS)]
+def run_doctor(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    done = subprocess.run([sys.executable, '-m', 'mmdat.doctor'], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    yield dict(output=done.stdout, ok=done.returncode == 0)
+
+
+def run_tests(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """The tests of operators, mixers, backbones and parity on the device, a process for each file, all at a time."""
     environment = dict(os.environ, MMDAT_TEST_DEVICE=args.device)
-    command = [sys.executable, '-m', 'pytest', '-q', '--tb=short', *files]
-    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
-    print(done.stdout)
-    summary = [line for line in done.stdout.splitlines() if re.search(r'\d+ (passed|failed|error)', line)]
-    return [dict(files=files, summary=summary[-1] if summary else 'no summary')], done.returncode
+    running = {}
+    for name in TESTS[1:2] if args.quick else TESTS:
+        command = [sys.executable, '-m', 'pytest', '-q', '--tb=short', f'tests/{name}']
+        with open(args.out / f'{name}.log', 'w') as log:
+            running[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+    for name, process in running.items():
+        code = process.wait()
+        lines = (args.out / f'{name}.log').read_text().splitlines()
+        summary = [line for line in lines if re.search(r'\d+ (passed|failed|error)', line)]
+        failures = [line for line in lines if line.startswith(('FAILED', 'ERROR'))]
+        yield dict(
+            file=name, summary=summary[-1] if summary else f'exit code {code}', failures=failures[:20], ok=code == 0
+        )
 
 
-def run_training(args: argparse.Namespace) -> tuple[list, int]:
+def run_training(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A nano Mask R-CNN on the demo's shapes under AMP, with all GPUs: the loss must fall."""
     import torch
 
-    config = ROOT / 'configs/demo/maskrcnn_datnano_shapes.py'
     work_dir = args.out.resolve() / 'training'
-    steps = 4 if args.quick else 200
-    options = [
-        *('train_cfg.by_epoch=False', f'train_cfg.max_iters={steps}', f'train_cfg.val_interval={10 * steps}'),
-        *('default_hooks.logger.interval=1', 'default_hooks.checkpoint.interval=100000'),
-    ]
-    amp = ['--amp'] if args.device == 'cuda' else []
     cards = torch.cuda.device_count() if args.device == 'cuda' else 1
-    run = (
-        [sys.executable, '-m', 'torch.distributed.run', f'--nproc_per_node={cards}'] if cards > 1 else [sys.executable]
-    )
-    command = [*run, str(ROOT / 'tools/train.py'), str(config), '--work-dir', str(work_dir), *amp]
-    command += ['--launcher', 'pytorch'] if cards > 1 else []
+    amp = args.device == 'cuda'
+    # 80 steps of a card are an epoch.
+    epochs, images = (1, 16) if args.quick else (3 * cards, 320)
+    options = [f'train_cfg.max_epochs={epochs}', 'train_cfg.val_interval=1000', 'default_hooks.logger.interval=1']
+    command = [sys.executable]
+    command += ['-m', 'torch.distributed.run', f'--nproc_per_node={cards}'] if cards > 1 else []
+    command += [str(ROOT / 'tools/train.py'), str(ROOT / 'configs/demo/maskrcnn_datnano_shapes.py')]
+    command += ['--work-dir', str(work_dir), *['--amp'] * amp, *['--launcher', 'pytorch'] * (cards > 1)]
     environment = dict(os.environ)
     if args.device == 'cpu':
         environment['CUDA_VISIBLE_DEVICES'] = ''
     # Here, for the config looks for data/shapes from where it runs.
-    subprocess.run([sys.executable, str(ROOT / 'tools/make_shapes.py')], cwd=args.out, check=True)
-    done = subprocess.run([*command, '--cfg-options', *options], cwd=args.out, env=environment)
-    losses = []
-    for file in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        losses = [line['loss'] for line in lines if 'loss' in line]
+    make_shapes = [sys.executable, str(ROOT / 'tools/make_shapes.py'), '--num-train', str(images)]
+    subprocess.run(make_shapes, cwd=args.out, check=True)
+    subprocess.run([*command, '--cfg-options', *options], cwd=args.out, env=environment, check=True)
+    *_, scalars = sorted(work_dir.glob('*/vis_data/scalars.json'))
+    losses = [line['loss'] for line in map(json.loads, scalars.read_text().splitlines()) if 'loss' in line]
     part = max(len(losses) // 10, 1)
-    first, last = [sum(some) / len(some) if some else None for some in (losses[:part], losses[-part:])]
-    falls = bool(losses) and (args.quick or last < first)
-    print(f'loss from {first} to {last} over {len(losses)} steps')
-    row = dict(steps=len(losses), cards=cards, amp=bool(amp), first=first, last=last, losses=losses)
-    return [row], done.returncode or (0 if falls else 1)
+    first, last = sum(losses[:part]) / part, sum(losses[-part:]) / part
+    falls = last < first or args.quick  # in four steps it need not
+    yield dict(cards=cards, amp=amp, steps=len(losses), first=first, last=last, losses=losses, ok=falls)
 
 
 # --- the page ------------------------------------------------------------------------------
 
 
-def page(report: dict[str, Any]) -> str:
-    """All that was found, in Markdown."""
+def page(report: dict[str, Any], plots: dict[str, str]) -> str:
+    """All that was found, in Markdown; ``plots`` are file names by part."""
     here = report['machine']
-    name = here.get('card', 'no GPU')
-    lines = [f'# mmdat on {name}', '']
+    lines = [f'# mmdat on {here.get("card", "no GPU")}', '']
     if report['quick'] or here['device'] == 'cpu':
         lines += ['**This run only tried the script: its numbers mean nothing.**', '']
     lines += [', '.join(f'{key} {value}' for key, value in here.items() if value is not None), '']
-    tables: dict[str, Callable[[Sequence[dict]], list[str]]] = dict(
-        doctor=lambda rows: ['```', *(row['output'] for row in rows), '```'],
-        tests=lambda rows: [f'`{" ".join(row["files"])}`: {row["summary"]}' for row in rows],
-        kernels=kernels_table,
-        operators=operators_table,
-        backbones=backbones_table,
-        batch=batch_table,
-        training=lambda rows: [
-            f'Loss {row["first"]:.3g} to {row["last"]:.3g} in {row["steps"]} steps on {row["cards"]} device(s)'
-            f'{", AMP" if row["amp"] else ""}.'
-            for row in rows
-            if row['losses']
-        ],
-    )
-    titles = dict(
-        doctor='Doctor',
-        tests='Tests on the device',
-        kernels='Errors against the plain form in float32, of the largest value',
-        operators='Operators',
-        backbones='Backbones',
-        batch='Largest batch of a training step at 800x1344 under AMP',
-        training='A nano Mask R-CNN',
+    tables: dict[str, tuple[str, Callable[[Sequence[dict]], list[str]]]] = dict(
+        doctor=('Doctor', lambda rows: ['```', *(row['output'] for row in rows), '```']),
+        tests=('Tests on the device', tests_list),
+        kernels=('Errors against the plain form in float32, of the largest value', kernels_table),
+        operators=('Operators', operators_table),
+        backbones=('Backbones', backbones_table),
+        batch=('Largest batch of a training step at 800x1344 under AMP', batch_table),
+        training=('A nano Mask R-CNN', training_list),
     )
     for part, found in report['parts'].items():
-        lines += [f'## {titles[part]}', '']
+        title, table = tables[part]
+        lines += [f'## {title}', '']
         if not found['ok']:
             lines += [f'**Failed:** {found["problem"]}', '']
-        lines += [*tables[part](found['rows']), '']
+        lines += [*table(found['rows']), '']
+        if part in plots:
+            lines += [f'![{title}]({plots[part]})', '']
     return '\n'.join(lines)
 
 
@@ -236,6 +240,14 @@ def milliseconds(row: dict[str, Any]) -> str:
 
 def gigabytes(row: dict[str, Any]) -> str:
     return '' if row['memory'] is None else f'{row["memory"] / 2**30:.2f}'
+
+
+def tests_list(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        line
+        for row in rows
+        for line in (f'- `{row["file"]}`: {row["summary"]}', *(f'    - `{failure}`' for failure in row['failures']))
+    ]
 
 
 def kernels_table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -257,15 +269,16 @@ def operators_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def backbones_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    cells = []
-    for row in rows:
-        mode = ('training step' if row['training'] else 'forward') + (', AMP' if row['amp'] else '')
-        start = [row['backbone'], f'{row["size"][0]}x{row["size"][1]}', str(row['batch']), mode]
-        if 'error' in row:
-            cells.append([*start, row['error'], '', ''])
-        else:
-            cells.append([*start, milliseconds(row), f'{row["images_per_second"]:.1f}', gigabytes(row)])
-    return markdown(('backbone', 'image', 'batch', 'mode', 'ms (spread)', 'images/s', 'GiB'), cells)
+    cells = [
+        [row['backbone'], row['size'], row['mode'], row['precision'], str(row['batch'])]
+        + (
+            [row['error'], '', '']
+            if 'error' in row
+            else [milliseconds(row), f'{row["images_per_second"]:.1f}', gigabytes(row)]
+        )
+        for row in rows
+    ]
+    return markdown(('backbone', 'image', 'mode', 'precision', 'batch', 'ms (spread)', 'images/s', 'GiB'), cells)
 
 
 def batch_table(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -276,36 +289,43 @@ def batch_table(rows: Sequence[dict[str, Any]]) -> list[str]:
     return markdown(('backbone', 'largest batch'), cells)
 
 
-def plot(report: dict[str, Any], out: Path) -> None:
-    """Times of operators and backbones as bars, the training's loss as a line; those that there are."""
-    import matplotlib
+def training_list(rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [
+        f'Loss {row["first"]:.3g} to {row["last"]:.3g} in {row["steps"]} steps on {row["cards"]} device(s)'
+        f'{", AMP" * row["amp"]}.'
+        for row in rows
+    ]
 
+
+def plot(report: dict[str, Any], out: Path) -> dict[str, str]:
+    """Draw times of operators and backbones as bars and the training's loss as a line; returns files by part."""
+    try:
+        import matplotlib
+    except ImportError:
+        return {}
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    rows = lambda part: [r for r in report['parts'].get(part, {}).get('rows', []) if 'error' not in r]  # noqa: E731
-    bars = {
-        'operators': [(f'{r["operator"]}, {r["dtype"]}, {r["mode"]}, {r["impl"]}', r) for r in rows('operators')],
-        'backbones': [
-            (f'{r["backbone"]}, {r["size"][0]}, {r["batch"]}, {"training" if r["training"] else "forward"}', r)
-            for r in rows('backbones')
-            if r['amp']
-        ],
-    }
-    for name, found in bars.items():
-        if found:
-            figure, ax = plt.subplots(figsize=(10, 1 + 0.2 * len(found)))
-            ax.barh([label for label, _ in found], [1e3 * row['seconds'] for _, row in found])
+    files = {}
+    for part, found in report['parts'].items():
+        rows = [row for row in found['rows'] if 'error' not in row]
+        if part not in ('operators', 'backbones', 'training') or not rows:
+            continue
+        figure, ax = plt.subplots(figsize=(10, 1 + 0.2 * len(rows)) if part != 'training' else None)
+        if part == 'training':
+            ax.plot(rows[0]['losses'])
+            ax.set(xlabel='step', ylabel='loss')
+        else:
+            names = ('operator', 'backbone', 'size', 'batch', 'dtype', 'precision', 'mode', 'impl')
+            labels = [', '.join(str(row[name]) for name in names if name in row) for row in rows]
+            ax.barh(labels, [1e3 * row['seconds'] for row in rows])
             ax.invert_yaxis()
             ax.set(xlabel='ms', xscale='log')
             ax.tick_params(axis='y', labelsize=6)
-            figure.savefig(out / f'{name}.png', dpi=120, bbox_inches='tight')
-            plt.close(figure)
-    for row in rows('training'):
-        figure, ax = plt.subplots()
-        ax.plot(row['losses'])
-        ax.set(xlabel='step', ylabel='loss')
-        figure.savefig(out / 'training.png', dpi=120)
+        files[part] = f'{part}.png'
+        figure.savefig(out / files[part], dpi=120, bbox_inches='tight')
+        plt.close(figure)
+    return files
 
 
 if __name__ == '__main__':

@@ -1,4 +1,7 @@
-"""The parts of ``benchmarks/gpu.py`` that measure; each runs in a process of its own and returns what JSON can hold."""
+"""The parts of ``benchmarks/gpu.py`` that measure: cases, each with a function that measures it.
+
+What functions return can be written as JSON.
+"""
 
 import gc
 import statistics
@@ -15,6 +18,8 @@ from mmdat import DAT
 from mmdat.ops import TableBias, deformable_attention, neighborhood_attention, window_attention
 
 Result = dict[str, Any]
+#: What a case is, and what measures it.
+Case = tuple[Result, Callable[[], Result]]
 
 
 class Setup(NamedTuple):
@@ -39,7 +44,7 @@ class Setup(NamedTuple):
     @property
     def seconds(self) -> float:
         """How long to repeat a measurement."""
-        return 0.05 if self.quick else 0.5
+        return 0.02 if self.quick else 0.3
 
 
 def measured(step: Callable[[], Any], setup: Setup) -> Result:
@@ -65,15 +70,18 @@ def measured(step: Callable[[], Any], setup: Setup) -> Result:
     )
 
 
-def attempt(result: Result, measure: Callable[[], Result]) -> Result:
+def attempt(case: Result, measure: Callable[[], Result]) -> Result:
     """A measurement, or what kept it from being made; the others go on."""
     try:
-        return {**result, **measure()}
+        return {**case, **measure()}
     except Exception as error:  # whatever it is: it goes to the page
+        # Where kernels cannot run at all, or there is no other library to compare with, that is no failure.
+        known = isinstance(error, ImportError) or "impl='triton' needs" in str(error)
+        return {**case, 'error': str(error).split('\n')[0][:300], 'ok': known}
+    finally:
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-        return {**result, 'error': str(error).split('\n')[0][:300]}
 
 
 # --- operators -----------------------------------------------------------------------------
@@ -140,8 +148,14 @@ def operators(setup: Setup) -> Iterator[Operator]:
     )
 
 
-def dtypes(setup: Setup) -> list[torch.dtype]:
-    return [torch.float32, torch.float16, torch.bfloat16]
+#: Errors beyond which a form is wrong, of the largest value.
+BOUNDS = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+FORMS = 'naive', 'tiled', 'triton'
+
+
+def rounded(operator: Operator, dtype: torch.dtype) -> list[Tensor]:
+    """The inputs with maps of a dtype."""
+    return [*(x.to(dtype) for x in operator.inputs[: operator.maps]), *operator.inputs[operator.maps :]]
 
 
 def outputs(operator: Operator, inputs: Sequence[Tensor], impl: str) -> list[Tensor]:
@@ -157,42 +171,37 @@ def forward(operator: Operator, inputs: Sequence[Tensor], impl: str) -> Tensor:
         return operator.call(*inputs, impl=impl)
 
 
-def run_kernels(setup: Setup) -> list[Result]:
-    """Errors of each form against the plain form in float32 (on the same rounded inputs), of the largest value."""
-    results = []
+def kernels(setup: Setup) -> Iterator[Case]:
+    """Errors of each form."""
     torch.manual_seed(torch.seed() % 2**31)  # fresh inputs
     for operator in operators(setup):
-        for dtype in dtypes(setup):
-            rounded = [x.to(dtype) for x in operator.inputs[: operator.maps]]
-            inputs = [*rounded, *operator.inputs[operator.maps :]]
-            plain = outputs(operator, [x.float() for x in inputs], 'naive')
-
-            for impl in ('naive', 'tiled', 'triton'):
+        for dtype in BOUNDS:
+            for impl in FORMS:
                 case = dict(operator=operator.name, dtype=name_of(dtype), impl=impl)
-                results.append(attempt(case, partial(errors, operator, inputs, impl, plain)))
-    return results
+                yield case, partial(errors, operator, dtype, impl)
 
 
-def errors(operator: Operator, inputs: Sequence[Tensor], impl: str, plain: Sequence[Tensor]) -> Result:
-    relative = [
+def errors(operator: Operator, dtype: torch.dtype, impl: str) -> Result:
+    """Against the plain form in float32, on the same rounded inputs."""
+    inputs = rounded(operator, dtype)
+    plain = outputs(operator, [x.float() for x in inputs], 'naive')
+    output, *gradients = [
         ((a.float() - b).abs().max() / b.abs().max().clamp(min=1e-6)).item()
         for a, b in zip(outputs(operator, inputs, impl), plain)
     ]
-    return dict(output=relative[0], gradients=max(relative[1:]))
+    # Half precision of the plain form itself is judged by nobody.
+    right = impl == 'naive' or max(output, *gradients) <= BOUNDS[dtype]
+    return dict(output=output, gradients=max(gradients), ok=right)
 
 
-def run_operators(setup: Setup) -> list[Result]:
+def operator_times(setup: Setup) -> Iterator[Case]:
     """Time and memory of each form, forward and with gradients."""
-    results = []
     for operator in operators(setup):
-        for dtype in (torch.float32, setup.amp):
-            inputs = [*(x.to(dtype) for x in operator.inputs[: operator.maps]), *operator.inputs[operator.maps :]]
-            for impl in ('naive', 'tiled', 'triton'):
+        for dtype in (setup.amp, torch.float32):
+            for impl in FORMS:
                 for mode, function in (('forward', forward), ('forward and backward', outputs)):
                     case = dict(operator=operator.name, dtype=name_of(dtype), impl=impl, mode=mode)
-                    step = partial(function, operator, inputs, impl)
-                    results.append(attempt(case, partial(measured, step, setup)))
-    return results
+                    yield case, partial(measured, partial(function, operator, rounded(operator, dtype), impl), setup)
 
 
 def name_of(dtype: torch.dtype) -> str:
@@ -201,103 +210,140 @@ def name_of(dtype: torch.dtype) -> str:
 
 # --- backbones -----------------------------------------------------------------------------
 
+#: With small sizes: all mixers of a generation in few channels.
+SMALL = {
+    'tiny': dict(generation='dat', groups=(-1, -1, 2, 4), stage_spec=('L', 'S', 'LD', 'SD')),
+    'tiny++': dict(generation='dat++', groups=(1, 1, 2, 4), stage_spec=('N', 'D', 'ND', 'DD')),
+}
+SHAPE = dict(dims=(16, 32, 64, 128), depths=(1, 1, 2, 2), heads=(1, 2, 4, 8))
 
-def swin_of_torchvision() -> nn.Module:
-    from torchvision.models import swin_t
 
-    return swin_t().features
+def swin_of_torchvision(setup: Setup) -> nn.Module:
+    from torchvision.models.swin_transformer import SwinTransformer, swin_t
+
+    if not setup.quick:
+        return swin_t().features
+    return SwinTransformer([4, 4], 24, [1, 1, 1, 1], [1, 2, 4, 8], [7, 7]).features
 
 
-def swin_of_mmdet() -> nn.Module:
+def swin_of_mmdet(setup: Setup) -> nn.Module:
     from mmdet.models import SwinTransformer
 
-    return SwinTransformer(drop_path_rate=0.2)
+    small = dict(embed_dims=24, depths=(1, 1, 1, 1), num_heads=(1, 2, 4, 8)) if setup.quick else {}
+    return SwinTransformer(drop_path_rate=0.2, **small)
 
 
-def dat(arch: str, impl: str) -> nn.Module:
-    return DAT(arch, drop_path_rate=0.2, attn_impl=impl)
+def dat(arch: str, impl: str, setup: Setup) -> nn.Module:
+    return DAT({**SMALL[arch], **SHAPE} if setup.quick else arch, drop_path_rate=0.2, attn_impl=impl)
 
 
-BACKBONES: dict[str, Callable[[], nn.Module]] = {
+def compiled(setup: Setup) -> nn.Module:
+    # With small sizes, by what needs no compiler.
+    return torch.compile(dat('tiny', 'fast', setup), backend='aot_eager' if setup.quick else 'inductor')
+
+
+BACKBONES: dict[str, Callable[[Setup], nn.Module]] = {
     'Swin-T (mmdet)': swin_of_mmdet,
     'Swin-T (torchvision)': swin_of_torchvision,
     **{
-        f'{name}, {impl}': lambda arch=arch, impl=impl: dat(arch, impl)
+        f'{name}, {impl}': partial(dat, arch, impl)
+        for impl in ('fast', 'triton', 'tiled', 'naive')
         for name, arch in (('DAT-T', 'tiny'), ('DAT-T++', 'tiny++'))
-        for impl in ('fast', 'naive', 'tiled', 'triton')
     },
-    'DAT-T, fast, compiled': lambda: torch.compile(dat('tiny', 'fast')),
+    'DAT-T, fast, compiled': compiled,
 }
 
 
-def step_of(model: nn.Module, x: Tensor, training: bool, amp: bool, setup: Setup) -> Callable[[], None]:
-    """A forward pass or a training step without an optimizer."""
-    precision = torch.autocast(setup.device, setup.amp) if amp else nullcontext()
+def backbone_times(setup: Setup) -> Iterator[Case]:
+    """224x224 with batches of 256 or what fits, 800x1344 with batches of 1 and 2, with and without AMP."""
+    small = (64, 64) if setup.quick else (224, 224)
+    settings = [(small, 4 if setup.quick else 256, True), *((setup.coco, batch, True) for batch in (2, 1))]
+    settings += [(setup.coco, batch, False) for batch in (2, 1)]
+    if setup.quick:  # one of each kind
+        settings = [settings[i] for i in (0, 1, 4)]
+    for size, batch, amp in settings:
+        for name in BACKBONES:
+            # Compiling takes most of a minute for each case.
+            if 'compiled' in name and not (amp and batch == 2):
+                continue
+            for mode in ('forward', 'training step'):
+                case = dict(
+                    backbone=name,
+                    size='x'.join(map(str, size)),
+                    mode=mode,
+                    precision=f'AMP, {name_of(setup.amp)}' if amp else 'float32',
+                )
+                yield {**case, 'batch': batch}, partial(time_of, name, size, batch, amp, mode, setup)
 
-    def step() -> None:
+
+def time_of(name: str, size: Sequence[int], batch: int, amp: bool, mode: str, setup: Setup) -> Result:
+    """Of a batch, or of the half of it (and so on) that fits."""
+    step = step_of(BACKBONES[name](setup), mode, amp, setup)
+    while True:
+        try:
+            found = measured(partial(step, images(batch, size, setup)), setup)
+            return {**found, 'batch': batch, 'images_per_second': batch / found['seconds']}
+        except torch.cuda.OutOfMemoryError:
+            if batch == 1:
+                raise
+        gc.collect()
+        torch.cuda.empty_cache()
+        batch //= 2
+
+
+def images(batch: int, size: Sequence[int], setup: Setup) -> Tensor:
+    return torch.randn(batch, 3, *size, device=setup.device).contiguous(memory_format=torch.channels_last)
+
+
+def step_of(model: nn.Module, mode: str, amp: bool, setup: Setup) -> Callable[[Tensor], None]:
+    """A forward pass, or one with loss, gradients and an update of the weights; in memory format channels_last."""
+    training = mode == 'training step'
+    model.to(setup.device, memory_format=torch.channels_last)
+    model.train(training)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+
+    def step(x: Tensor) -> None:
+        precision = torch.autocast(setup.device, setup.amp) if amp else nullcontext()
         with torch.set_grad_enabled(training), precision:
             outs = model(x)
         if training:
             outs = [outs] if isinstance(outs, Tensor) else outs
-            model.zero_grad(set_to_none=True)
             sum(out.float().square().mean() for out in outs).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
     return step
 
 
-def run_backbones(setup: Setup) -> list[Result]:
-    """224x224 by images per second (AMP, channels_last), 800x1344 with batches of 1 and 2, with and without AMP."""
-    results = []
-    cases = [((64, 64), 2, True)] if setup.quick else [((224, 224), 256, True), ((224, 224), 64, True)]
-    cases += [(setup.coco, batch, amp) for batch in (1, 2) for amp in (False, True)]
-    for name, make in BACKBONES.items():
-        if setup.quick and 'compiled' in name:
-            continue
-        model = None
-        for size, batch, amp in cases[:2] if setup.quick else cases:
-            for training in (False, True):
-
-                def measure(size=size, batch=batch, amp=amp, training=training, name=name, make=make) -> Result:
-                    nonlocal model
-                    if model is None:
-                        model = make().to(setup.device, memory_format=torch.channels_last)
-                    model.train(training)
-                    x = torch.randn(batch, 3, *size, device=setup.device).contiguous(memory_format=torch.channels_last)
-                    found = measured(step_of(model, x, training, amp, setup), setup)
-                    return {**found, 'images_per_second': batch / found['seconds']}
-
-                case = dict(backbone=name, size=list(size), batch=batch, amp=amp, training=training)
-                results.append(attempt(case, measure))
-    return results
+def batches(setup: Setup) -> Iterator[Case]:
+    """The largest batch that trains at 800x1344 under AMP."""
+    for name in ('DAT-T, fast', 'DAT-T, triton', 'Swin-T (mmdet)', 'DAT-T, naive', 'DAT-T, tiled'):
+        yield dict(backbone=name), partial(largest_batch, name, setup)
 
 
-def run_batch(setup: Setup) -> list[Result]:
-    """The largest batch that trains at 800x1344 under AMP, by trying."""
-    results = []
-    names = ['Swin-T (mmdet)', *(f'DAT-T, {impl}' for impl in ('fast', 'naive', 'tiled', 'triton'))]
+def largest_batch(name: str, setup: Setup) -> Result:
+    """By trying, to an eighth of it."""
+    step = step_of(BACKBONES[name](setup), 'training step', True, setup)
     most = 2 if setup.quick else 256
-    for name in names:
 
-        def measure(name: str = name) -> Result:
-            model = BACKBONES[name]().to(setup.device)
-            model.train()
+    def fits(batch: int) -> bool:
+        try:
+            step(images(batch, setup.coco, setup))
+            return True
+        except torch.cuda.OutOfMemoryError:
+            return False
+        finally:
+            gc.collect()
+            torch.cuda.empty_cache()
 
-            def fits(batch: int) -> bool:
-                try:
-                    x = torch.randn(batch, 3, *setup.coco, device=setup.device)
-                    step_of(model, x, True, True, setup)()
-                    return True
-                except torch.cuda.OutOfMemoryError:
-                    return False
-                finally:
-                    gc.collect()
-                    torch.cuda.empty_cache()
+    good, bad = 0, most + 1
+    while bad - good > max(good // 8, 1):
+        batch = min(2 * good or 1, most) if bad > most else (good + bad) // 2
+        good, bad = (batch, bad) if fits(batch) else (good, batch)
+    return dict(batch=good, limit=good == most)
 
-            good, bad = 0, most + 1
-            while bad - good > 1:
-                batch = min(2 * good or 1, most) if bad > most else (good + bad) // 2
-                good, bad = (batch, bad) if fits(batch) else (good, batch)
-            return dict(batch=good, limit=good == most)
 
-        results.append(attempt(dict(backbone=name, size=list(setup.coco)), measure))
-    return results
+#: By part.
+CASES: dict[str, Callable[[Setup], Iterator[Case]]] = dict(
+    kernels=kernels, operators=operator_times, backbones=backbone_times, batch=batches
+)

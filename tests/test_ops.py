@@ -1,6 +1,7 @@
 """The fast forms of the operators against their specifications."""
 
 import itertools
+import random
 from functools import partial
 
 import pytest
@@ -20,6 +21,8 @@ from mmdat.ops import (
     window_attention,
 )
 from mmdat.ops.budget import scores_at_a_time
+
+pytestmark = pytest.mark.usefixtures('on_device')
 
 DOUBLE = torch.float64
 
@@ -46,9 +49,11 @@ def run(function, inputs, needs=None):
     """The output, and the gradients of those inputs that need one."""
     inputs = [x.detach().requires_grad_(need) for x, need in zip(inputs, needs or [True] * len(inputs))]
     out = function(*inputs)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float32)
+    # The same numbers on all devices.
+    generator = torch.Generator('cpu').manual_seed(1)
+    weight = torch.randn(out.shape, generator=generator, dtype=torch.float32, device='cpu').to(out)
     inputs = [x for x in inputs if x.requires_grad]
-    return [out.detach(), *torch.autograd.grad(out, inputs, weight.to(out.dtype))]
+    return [out.detach(), *torch.autograd.grad(out, inputs, weight)]
 
 
 def axis(size, dtype=DOUBLE):
@@ -62,13 +67,12 @@ def attention_inputs(batch, heads, groups, size, key_size, table_size, dtype=DOU
     return [*maps, torch.randn(heads, *table_size, dtype=dtype), position]
 
 
-def table_attention(heads, even=True, **kwargs):
+def table_attention(heads, even=True, impl='tiled', **kwargs):
 
     def attend(query, key, value, table, position):
         axes = [axis(n, position.dtype).to(query.device) for n in query.shape[2:]]
-        return deformable_attention(
-            query, key, value, heads, TableBias(table, position, *axes, evenly_spaced=even), **kwargs
-        )
+        bias = TableBias(table, position, *axes, evenly_spaced=even)
+        return deformable_attention(query, key, value, heads, bias, impl=impl, **kwargs)
 
     return attend
 
@@ -103,8 +107,7 @@ def test_deformable_attention_of_maps_in_any_layout(layout):
 
 
 def test_deformable_attention_of_random_sizes():
-    generator = torch.Generator().manual_seed(3)
-    draw = lambda low, high: int(torch.randint(low, high, (), generator=generator))  # noqa: E731
+    draw = random.Random(3).randrange
     for _ in range(12):
         groups, per_group = draw(1, 4), draw(1, 4)
         sizes = [(draw(1, 40), draw(1, 40)), (draw(1, 9), draw(1, 9)), (draw(1, 40), draw(1, 40))]
@@ -141,11 +144,11 @@ def test_deformable_attention_gradcheck():
     assert torch.autograd.gradcheck(table_attention(2, chunk_bytes=100), inputs)
 
 
-def local_attention(operator, heads, size, **kwargs):
+def local_attention(operator, heads, size, impl='tiled', **kwargs):
     """Neighbourhood or (shifted) window attention."""
     if operator == 'neighborhood':
-        return lambda *args: neighborhood_attention(*args, heads, size, **kwargs)
-    return lambda *args: window_attention(*args, heads, size, shift=size // 2 + 1, **kwargs)
+        return lambda *args: neighborhood_attention(*args, heads, size, impl=impl, **kwargs)
+    return lambda *args: window_attention(*args, heads, size, shift=size // 2 + 1, impl=impl, **kwargs)
 
 
 def local_inputs(operator, batch, heads, height, width, size, dtype=DOUBLE, dim=2):
@@ -170,9 +173,9 @@ def test_local_attention_gradcheck(operator):
 def test_neighborhood_attention(size, kernel_size, chunk_bytes):
     inputs = [channels_last(torch.randn(2, 6, *size, dtype=DOUBLE)) for _ in range(3)]
     inputs.append(torch.randn(2, 2 * kernel_size - 1, 2 * kernel_size - 1, dtype=DOUBLE))
-    attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 2, kernel_size, **kwargs)  # noqa: E731
-    fast, naive = run(attend(chunk_bytes=chunk_bytes), inputs), run(attend(impl='naive'), inputs)
-    assert_equal(fast, naive, 1e-10)
+    attend = lambda *args, **kwargs: neighborhood_attention(*args, 2, kernel_size, **kwargs)  # noqa: E731
+    fast = run(partial(attend, impl='tiled', chunk_bytes=chunk_bytes), inputs)
+    assert_equal(fast, run(partial(attend, impl='naive'), inputs), 1e-10)
 
 
 @pytest.mark.parametrize('chunk_bytes', [1, 10000, 2**20])
@@ -181,16 +184,16 @@ def test_neighborhood_attention(size, kernel_size, chunk_bytes):
 def test_window_attention(size, shift, chunk_bytes):
     inputs = [channels_last(torch.randn(2, 6, *size, dtype=DOUBLE)) for _ in range(3)]
     inputs.append(torch.randn(13**2, 2, dtype=DOUBLE))
-    attend = lambda **kwargs: lambda *args: window_attention(*args, 2, 7, shift, **kwargs)  # noqa: E731
-    fast, naive = run(attend(chunk_bytes=chunk_bytes), inputs), run(attend(impl='naive'), inputs)
-    assert_equal(fast, naive, 1e-10)
+    attend = lambda *args, **kwargs: window_attention(*args, 2, 7, shift, **kwargs)  # noqa: E731
+    fast = run(partial(attend, impl='tiled', chunk_bytes=chunk_bytes), inputs)
+    assert_equal(fast, run(partial(attend, impl='naive'), inputs), 1e-10)
 
 
 def test_neighborhood_attention_with_a_large_kernel_in_any_layout():
     inputs = [sliced(torch.randn(1, 6, 41, 23, dtype=DOUBLE)) for _ in range(3)]
     inputs.append(torch.randn(3, 25, 25, dtype=DOUBLE))
     attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 3, 13, **kwargs)  # noqa: E731
-    assert_equal(run(attend(), inputs), run(attend(impl='naive'), inputs), 1e-10)
+    assert_equal(run(attend(impl='tiled'), inputs), run(attend(impl='naive'), inputs), 1e-10)
 
 
 def test_neighborhood_attention_leaves_its_inputs_alone():
@@ -199,14 +202,14 @@ def test_neighborhood_attention_leaves_its_inputs_alone():
     inputs.append(torch.randn(1, 5, 5, dtype=DOUBLE))
     before = [x.clone() for x in inputs]
     attend = lambda **kwargs: lambda *args: neighborhood_attention(*args, 1, 3, **kwargs)  # noqa: E731
-    assert_equal(run(attend(), inputs), run(attend(impl='naive'), inputs), 1e-10)
+    assert_equal(run(attend(impl='tiled'), inputs), run(attend(impl='naive'), inputs), 1e-10)
     assert all(torch.equal(x, y) for x, y in zip(inputs, before))
 
 
 @LOCAL
 def test_local_attention_in_single_precision(operator):
     inputs = local_inputs(operator, 2, 2, 28, 42, 7, torch.float32, dim=16)
-    fast, naive = [run(local_attention(operator, 2, 7, impl=impl), inputs) for impl in ('fast', 'naive')]
+    fast, naive = [run(local_attention(operator, 2, 7, impl=impl), inputs) for impl in ('tiled', 'naive')]
     assert_equal(fast, naive, 1e-5)
 
 
@@ -215,7 +218,7 @@ def test_local_attention_when_some_gradients_are_needed(operator):
     inputs = local_inputs(operator, 2, 2, 9, 12, 3)
     for i in range(4):
         needs = [i == j for j in range(4)]
-        fast, naive = [run(local_attention(operator, 2, 3, impl=impl), inputs, needs) for impl in ('fast', 'naive')]
+        fast, naive = [run(local_attention(operator, 2, 3, impl=impl), inputs, needs) for impl in ('tiled', 'naive')]
         assert_equal(fast, naive, 1e-10)
 
 
@@ -242,7 +245,7 @@ def test_deformable_attention_with_other_biases(kind):
         )
 
     results = []
-    for impl in ('fast', 'naive'):
+    for impl in ('tiled', 'naive'):
         leaves = [x.detach().requires_grad_() for x in inputs]
         out = attend(impl)(*leaves)
         results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [*leaves, *parts])])
@@ -276,7 +279,7 @@ def test_deformable_attention_holds_memory_linear_in_the_pixels(kind):
         def attend(query, key, value, table, position, bias=bias, size=size):
             if kind == 'table':
                 bias = TableBias(table, position, *(axis(n, torch.float32) for n in size), evenly_spaced=True)
-            return deformable_attention(query, key, value, heads, bias, chunk_bytes=2**18)
+            return deformable_attention(query, key, value, heads, bias, impl='tiled', chunk_bytes=2**18)
 
         def keep(x, kept=kept):
             kept[x.data_ptr()] = x.numel()
@@ -391,7 +394,7 @@ def test_bfloat16_under_autocast():
     """Products in half precision, the rest in float32: within 2% of the largest value, as bfloat16 has 8 bits."""
     inputs = attention_inputs(2, 4, 2, (20, 21), (10, 11), (27, 27), torch.float32, dim=16)
     half = [x.bfloat16() for x in inputs[:3]] + inputs[3:]
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(half[0].device.type, torch.bfloat16):
         fast = run(table_attention(4), half)
     naive = run(table_attention(4, impl='naive'), inputs)
     assert [x.dtype for x in fast] == [torch.bfloat16] * 4 + [torch.float32] * 2
@@ -413,7 +416,7 @@ def test_sums_of_many_parts_in_bfloat16():
 def test_local_attention_bfloat16_under_autocast(operator):
     inputs = local_inputs(operator, 2, 2, 21, 28, 7, torch.float32, dim=16)
     half = [x.bfloat16() for x in inputs[:3]] + inputs[3:]
-    with torch.autocast('cpu', torch.bfloat16):
+    with torch.autocast(half[0].device.type, torch.bfloat16):
         fast = run(local_attention(operator, 2, 7), half)
     assert [x.dtype for x in fast] == [torch.bfloat16] * 4 + [torch.float32]
     assert_equal([x.float() for x in fast], run(local_attention(operator, 2, 7, impl='naive'), inputs), 0.02)
@@ -435,9 +438,9 @@ def test_unknown_implementation_and_budget_are_refused(operator, monkeypatch):
         attend()(*inputs)
 
 
-@pytest.mark.parametrize('device, mebibytes', [('cpu', 8), ('meta', 320)])
-def test_budget_is_that_of_the_device_unless_given(device, mebibytes, monkeypatch):
-    device = torch.device(device)
+@pytest.mark.parametrize('place, mebibytes', [('cpu', 8), ('meta', 320)])
+def test_budget_is_that_of_the_device_unless_given(place, mebibytes, monkeypatch):
+    device = torch.device(place)
     for dtype, size in ((torch.float64, 8), (torch.float32, 4), (torch.bfloat16, 2)):
         assert scores_at_a_time(device, dtype) * size == mebibytes * 2**20
         assert scores_at_a_time(device, dtype, 2**10) * size == 2**10

@@ -7,6 +7,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmdat import DAT
 from mmdat.ops import TableBias, deformable_attention, neighborhood_attention, window_attention
 
+pytestmark = pytest.mark.usefixtures('on_device')
+
 RECENT = hasattr(torch.library, 'opcheck')  # torch 2.4 or later
 ARCHS = ('tiny', 'small', 'base', 'tiny++', 'small++', 'base++')
 

@@ -6,6 +6,8 @@ import torch
 from mmdat import DAT, DeformableAttention, NeighborhoodAttention, ShiftedWindowAttention
 from mmdat.ops import FixedBias, LogBias, TableBias, deformable_attention, neighborhood_attention, window_attention
 
+pytestmark = pytest.mark.usefixtures('on_device')
+
 DOUBLE = torch.float64
 
 
