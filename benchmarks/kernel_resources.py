@@ -65,7 +65,7 @@ def compile_kernel(name: str, dtype: str, channels: int, arch: int) -> dict[str,
 
     module = import_module(f'mmdat.ops.triton.{KERNELS[name][0]}')
     kernel = getattr(module, KERNELS[name][1])
-    constants, chosen = launch_options(name, kernel.arg_names, dtype, channels)
+    constants, chosen = launch_options(name, kernel.arg_names, dtype, channels, arch)
     signature = {arg: argument_type(arg, module, constants, dtype, name) for arg in kernel.arg_names}
     aligned = [['tt.divisibility', 16]]
     attributes = {(i,): aligned for i, arg in enumerate(kernel.arg_names) if signature[arg].startswith('*')}
@@ -93,20 +93,19 @@ def compile_kernel(name: str, dtype: str, channels: int, arch: int) -> dict[str,
     return {**result, **occupancy(arch, registers, result['shared'], chosen.num_warps)}
 
 
-def launch_options(name: str, arguments: list[str], dtype: str, channels: int) -> tuple[dict[str, Any], Any]:
+def launch_options(name: str, arguments: list[str], dtype: str, channels: int, arch: int) -> tuple[dict[str, Any], Any]:
     """The constants and the settings that a kernel is launched with."""
-    from mmdat.ops.triton.settings import SIDE, key_settings, local_settings, query_settings
+    from mmdat.ops.triton.settings import SIDE, tiles
 
-    torch_dtype = getattr(torch, dtype)
+    kind = 'local' if not name.startswith('deformable') else 'keys' if 'key' in name else 'queries'
+    chosen = tiles(kind, getattr(torch, dtype), channels, arch // 10)
     if not name.startswith('deformable'):
         window = name.startswith('window')
-        chosen = local_settings(torch_dtype, channels)
         # Windows and neighbourhoods of 7, those of all published models.
         rows, key_side = chosen.keys // SIDE, 7 if window else 14
         options = dict(SIZE=7, WINDOW=window, SIDE=SIDE, PARTS=1, MARGIN=0 if window else 3, ROWS=rows)
         options.update(BLOCKS_Y=-(-key_side // rows), BLOCKS_X=-(-key_side // SIDE))
     else:
-        chosen = (key_settings if 'key' in name else query_settings)(torch_dtype, channels)
         options = dict(QUERIES=chosen.queries, KEYS=chosen.keys, HALF=dtype != 'float32', SIDE=int(chosen.queries**0.5))
     options.update(D=channels, PRECISION='tf32x3', UPCAST=False)
     return {key: value for key, value in options.items() if key in arguments}, chosen

@@ -124,6 +124,28 @@ def test_deterministic_algorithms_are_refused_by_name_where_there_is_none():
         torch.use_deterministic_algorithms(False)
 
 
+def test_autotuning_tries_each_candidate_once_and_changes_no_numbers(monkeypatch):
+    import triton
+
+    from mmdat.ops.triton import launch
+
+    tried = []
+
+    def do_bench(function):
+        function()
+        tried.append(function)
+        return 1 / len(tried)  # the last is the quickest
+
+    monkeypatch.setenv('MMDAT_AUTOTUNE', '1')
+    monkeypatch.setattr(triton.testing, 'do_bench', do_bench)
+    monkeypatch.setattr(launch, '_quickest', {})
+    for _ in range(2):
+        inputs = attention_inputs(1, 1, 1, (2, 3), (1, 2), (3, 5), torch.float32)
+        compare(lambda impl: table_attention(1, impl=impl), inputs)
+        assert len(tried) == 3 * len(launch.CANDIDATES)
+    assert list(launch._quickest.values()) == [launch.CANDIDATES[-1]] * 3
+
+
 def test_no_images():
     inputs = attention_inputs(0, 2, 1, (3, 4), (2, 2), (5, 5), torch.float32)
     assert [x.shape for x in run(table_attention(2, impl='triton'), [x.to(DEVICE) for x in inputs])[1:]] == [

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
-from typing import Any, Callable, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from ..position_bias import TableBias
 from .common import LN2, LOG2E
 from .deformable_kernels import forward_kernel, key_gradients_kernel, query_gradient_kernel
 from .launch import from_rows, launch, precision, to_rows
-from .settings import Settings, key_settings, query_settings
+from .settings import Settings, generation_of, tiles
 
 #: Copies of the table's gradient: with one, programs would wait for each other to add to the same entries.
 COPIES = 8
@@ -125,8 +125,9 @@ class _Call:
         """What the kernels need to find a cell."""
         return self.cells.rows * self.cells.cols, self.cells.cols
 
-    def settings(self, choose: Callable[[torch.dtype, int], Settings]) -> Settings:
-        return choose(self.maps[0].dtype, self.maps[0].shape[-1])
+    def settings(self, kernel: str) -> Settings:
+        rows = self.maps[0]
+        return tiles(kernel, rows.dtype, rows.shape[-1], generation_of(rows.device))
 
     def options(self, chosen: Settings) -> dict[str, Any]:
         return dict(
@@ -170,7 +171,7 @@ def forward(
     rows = torch.empty_like(call.maps[0])
     lse = query.new_empty(rows.shape[:2], dtype=torch.float32)
     if rows.numel():
-        chosen = call.settings(query_settings)
+        chosen = call.settings('queries')
         sizes = call.heads, call.heads // call.groups, rows.shape[1], call.width, call.keys, *call.table_size
         launch(
             forward_kernel,
@@ -210,7 +211,7 @@ def backward(
     call = _Call(query, key, value, TableBias(table, position, query_y, query_x, True), num_heads)
     grad, out = to_rows(grad, num_heads), to_rows(out, num_heads)
     delta, grad_query = torch.empty_like(lse), torch.empty_like(grad)
-    chosen, key_chosen = call.settings(query_settings), call.settings(key_settings)
+    chosen, key_chosen = call.settings('queries'), call.settings('keys')
     side = math.isqrt(key_chosen.queries)
     rows, queries = lse.shape
     blocks = -(-call.keys // key_chosen.keys)
@@ -265,6 +266,7 @@ def backward(
             copies,
             call.scale * LOG2E,
             call.scale,
+            adds_to=grad_table,
             SIDE=side,
             **call.options(key_chosen),
         )

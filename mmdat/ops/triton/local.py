@@ -10,7 +10,7 @@ from ..local_attention.tiles import neighborhoods
 from .common import LOG2E
 from .launch import from_rows, launch, precision, to_rows
 from .local_kernels import bias_gradient_kernel, forward_kernel, key_gradients_kernel, query_gradient_kernel
-from .settings import SIDE, local_settings
+from .settings import SIDE, generation_of, tiles
 
 #: About how many programs share the sums that make the table's gradient.
 PROGRAMS = 512
@@ -45,7 +45,7 @@ class _Call:
             axes = [neighborhoods(length, size) for length in query.shape[2:]]
             self.before, self.tiles = [axis.before for axis in axes], [axis.tiles for axis in axes]
             self.margin, key_side = axes[0].margin, axes[0].key_side
-        self.settings = local_settings(self.maps[0].dtype, self.maps[0].shape[-1])
+        self.settings = tiles('local', query.dtype, self.maps[0].shape[-1], generation_of(query.device))
         self.rows = self.settings.keys // SIDE
         self.blocks = -(-key_side // self.rows), -(-key_side // SIDE)
 
