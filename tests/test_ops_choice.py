@@ -7,8 +7,15 @@ import pytest
 import torch
 from mmengine.utils import digit_version
 
-from mmdat.ops import TableBias, choose_deformable_attention, choose_window_attention, deformable_attention
-from mmdat.ops.budget import PLAIN_BYTES
+from mmdat.ops import (
+    TableBias,
+    budget,
+    choose_deformable_attention,
+    choose_window_attention,
+    deformable_attention,
+    implementation,
+    window_attention,
+)
 from mmdat.ops.deformable_attention.interface import held_by_plain_form
 
 ROOT = Path(__file__).parents[1]
@@ -45,6 +52,37 @@ def test_a_gpu_takes_the_plain_form_where_it_fits(size, keys, heads, groups, bat
         assert choose_deformable_attention(*arguments, plain_bytes=0).implementation == 'tiled'
         assert choose_deformable_attention(*arguments, plain_bytes=2**50).implementation == 'naive'
         assert choose_deformable_attention(*arguments, impl='tiled').implementation == 'tiled'
+
+
+@needs_fakes
+def test_a_gpu_takes_tiles_where_algorithms_must_be_deterministic():
+    """PyTorch refuses the plain form's reads of the table then."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        with fake_tensor.FakeTensorMode():
+            arguments = layer((14, 14), (14, 14), 12, 3, 2, 'cuda')
+            assert choose_deformable_attention(*arguments).implementation == 'tiled'
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_the_bound_of_the_plain_form_can_be_set(monkeypatch):
+    assert budget.bytes_for_plain_form(torch.device('cuda')) == 2**30
+    monkeypatch.setattr(budget, '_PLAIN_FROM_ENVIRONMENT', '5000')  # MMDAT_PLAIN_BYTES as it was at the import
+    assert budget.bytes_for_plain_form(torch.device('cuda')) == 5000
+    assert budget.bytes_for_plain_form(torch.device('cuda'), 7) == 7
+
+
+def test_the_choice_and_its_reason_are_logged_once(caplog):
+    implementation._log_once.cache_clear()
+    query = torch.randn(1, 4, 6, 6)
+    with caplog.at_level('INFO', 'mmdat'):
+        for impl in ('fast', 'fast', 'naive', 'fast'):
+            window_attention(query, query, query, torch.randn(25, 2), 2, 3, impl=impl)
+    assert [record.getMessage() for record in caplog.records] == [
+        'window_attention on cpu runs its tiled form: it holds a part of the windows at a time',
+        'window_attention on cpu runs its naive form: it was asked for',
+    ]
 
 
 @needs_fakes
@@ -99,7 +137,7 @@ def test_the_choice_of_a_gpu_moves_and_launches_least(counted, model):
     for layer in (layer for size in counted.SIZES for layer in counted.layers(model, size)):
         forms = {impl: counted.count(layer, impl) for impl in ('naive', 'tiled')}
         chosen = counted.chosen(layer)
-        fits = forms['naive']['held'] <= PLAIN_BYTES['other']
+        fits = forms['naive']['held'] <= budget.PLAIN_BYTES['other']
         if layer.mixer == 'D' and not fits:
             assert chosen == 'tiled', layer
             continue

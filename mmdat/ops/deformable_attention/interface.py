@@ -97,7 +97,8 @@ def choose_deformable_attention(
             return Choice('tiled', 'the kernels are for evenly spaced queries')
         check_available(query, num_heads)
         return Choice('triton', 'it was asked for')
-    if impl == 'fast' and sizes_are_numbers():
+    # The plain form's gradient of the table has no deterministic algorithm on a GPU.
+    if impl == 'fast' and sizes_are_numbers() and not torch.are_deterministic_algorithms_enabled():
         held = held_by_plain_form(query, key, value, num_heads, bias)
         if held <= bytes_for_plain_form(query.device, plain_bytes):
             return Choice('naive', 'all scores fit the bound of memory, so nothing is computed twice')
