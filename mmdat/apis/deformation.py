@@ -27,7 +27,9 @@ def draw_deformation(
     trust_files: bool = False,
     html: Optional[str] = None,
 ) -> tuple[list[Path], bool]:
-    """Draw a sheet per stage, or write a page; see :mod:`mmdat.visualization`.
+    """Draw a sheet per stage, or write a page.
+
+    See :func:`mmdat.visualization.attention_sheets` and :func:`mmdat.visualization.attention_page`.
 
     Args:
         cfg: The whole config.
