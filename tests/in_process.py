@@ -11,7 +11,10 @@ ROOT = Path(__file__).parents[1]
 
 
 def load_script(path: str) -> Any:
-    """The module of a script, by its path in the checkout."""
+    """The module of a script, by its path in the checkout; it finds the modules beside it."""
+    folder = str((ROOT / path).parent)
+    if folder not in sys.path:
+        sys.path.append(folder)
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -19,8 +22,8 @@ def load_script(path: str) -> Any:
 
 
 def load_tool(name: str) -> Any:
-    """The module of tools/NAME.py."""
-    return load_script(f'tools/{name}.py')
+    """The module of tools/NAME.py, or dev/NAME.py."""
+    return load_script(next(path for path in (f'tools/{name}.py', f'dev/{name}.py') if (ROOT / path).is_file()))
 
 
 def call_tool(monkeypatch, tool: str, *args: Any) -> None:

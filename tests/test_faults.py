@@ -221,32 +221,92 @@ def test_what_packages_say_becomes_a_sentence(message, says):
 
 # --- any command line ------------------------------------------------------------------------------
 
+#: What each tool is called with, in a place with data but no checkpoints; training has a hook that does not exist.
 TOOLS = {
-    'train': [CLASSIFIER],
+    'train': ['mine.py'],
     'test': [CLASSIFIER, 'nope.pth'],
     'infer': [CLASSIFIER, 'nope.pth', 'nope.jpg'],
     'visualize_deformation': ['nope.jpg', '--config', CLASSIFIER],
     'convert_checkpoint': ['nope.pth', 'out.pth'],
     'get_flops': ['nope.py'],
     'make_shapes': ['--size', '-1'],
+    'compare': ['mine.py', SEGMENTOR],
+    'export_onnx': [CLASSIFIER, 'out.onnx', '--checkpoint', 'nope.pth'],
+    'infer_onnx': ['nope.onnx', 'nope.jpg'],
+    'reproduce': [ROOT / 'configs/dat_t_300e_in1k.py', 'nope.pth', '--table', 'table.yml'],
 }
-WORDS = [
-    *('--amp', '--resume', '--tta', '--compile', '--trust-files', '--force', '--backbone-only', '--auto-scale-lr'),
-    *('--work-dir', '--out', '--show-dir', '--override', '--data', '--launcher', '--cfg-options', '--device'),
-    *('--score-thr', '--batch-size', '--layer', '--query', '--arch', '--size', '--img-size', '--out-dir', '--nope'),
-    *('', '-1', '0', 'x', 'nope.py', 'nope.pth', '1e9', 'pytorch', 'a=b', 'model=3', 'model.backbone.arch=huge'),
-    *('model.backbone.arch.dims=(1,2)', 'train_cfg=None', 'train_dataloader.batch_size=none', 'default_scope=mmpose'),
-    *('load_from=3', 'work_dir=[1]', 'model.head.num_classes=-1', 'resume=True', 'launcher=7', 'optim_wrapper=None'),
+VALUES = [
+    *(
+        '',
+        '-1',
+        '0',
+        '0.5',
+        '9,9',
+        '1e9',
+        'nan',
+        'x',
+        'nope.py',
+        'nope.pth',
+        'nope/nope',
+        '/dev/null',
+        'pytorch',
+        'a=b',
+    ),
+    *('mine/0', '\x1b[31m', 'ünï.py', str(SEGMENTOR), str(ROOT / 'configs/own_data/coco_folder.py'), 'data/shapes'),
+]
+SETTINGS = [
+    *(
+        'model=3',
+        'model.backbone=None',
+        'model.backbone.arch=huge',
+        'model.backbone.arch.dims=(1,2)',
+        'model.type=Nope',
+    ),
+    *(
+        'model.backbone.out_indices=(9,)',
+        'model.backbone.drop_path_rate=x',
+        'model.head.num_classes=-1',
+        'model.head=[]',
+    ),
+    *('model.backbone.window_size=0', 'model.head.in_channels=7', 'model.backbone.init_cfg.checkpoint=nope.pth'),
+    *('train_cfg=None', 'train_cfg.max_epochs=0', 'train_cfg.type=Nope', 'val_cfg=None', 'optim_wrapper=None'),
+    *('optim_wrapper.optimizer.type=Nope', 'optim_wrapper.optimizer.lr=x', 'optim_wrapper.clip_grad=3', 'resume=True'),
+    *('train_dataloader.batch_size=none', 'train_dataloader.sampler.type=Nope', 'train_dataloader.dataset=None'),
+    *('train_dataloader.dataset.pipeline=[]', 'train_dataloader.dataset.pipeline.0.type=Nope', 'train_dataloader=[]'),
+    *('default_scope=mmpose', 'default_scope=mmdet', 'default_scope=None', 'load_from=3', 'work_dir=[1]', 'launcher=7'),
+    *('default_hooks.logger=3', 'default_hooks.checkpoint.interval=x', 'env_cfg=1', 'visualizer=x', 'randomness=x'),
+    *(
+        'param_scheduler.type=Nope',
+        'param_scheduler=3',
+        'log_processor=3',
+        'val_evaluator.type=Nope',
+        'a.b=1',
+        '=',
+        '=1',
+    ),
 ]
 
 
-def test_any_command_line_ends_in_one_sentence(tmp_path, monkeypatch, capsys):
-    """Where there is no data, nothing can succeed but to do nothing; 300 command lines drawn at random."""
-    monkeypatch.chdir(tmp_path)
+def options_of(tool, monkeypatch, capsys):
+    assert run_tool(monkeypatch, tool, '--help') == 0
+    return ['--nope', *sorted(set(re.findall(r'--[a-z-]+', capsys.readouterr().out)) - {'--help'})]
+
+
+def test_any_command_line_ends_in_one_sentence(workplace, monkeypatch, capsys):
+    """300 command lines, drawn at random."""
+    mine = f'_base_ = {str(CLASSIFIER)!r}\ncustom_hooks = [dict(type="Nope")]\n'
+    for part in ('train', 'val', 'test'):
+        mine += f'{part}_dataloader = dict(num_workers=0, persistent_workers=False)\n'
+    Path('mine.py').write_text(mine)
+    options = {tool: options_of(tool, monkeypatch, capsys) for tool in TOOLS}
     draw = random.Random(0)
-    for _ in range(300):
-        tool = draw.choice(sorted(TOOLS))
-        command = [*TOOLS[tool], *draw.choices(WORDS, k=draw.randint(0, 4))]
+    for number in range(300):
+        tool = list(TOOLS)[number % len(TOOLS)]
+        command = list(TOOLS[tool])
+        for option in draw.choices(options[tool], k=draw.randint(0, 2)):
+            command += [option, *draw.choices(VALUES, k=draw.randint(0, 1))]
+        if '--cfg-options' in options[tool]:
+            command += ['--cfg-options', *draw.choices(SETTINGS, k=draw.randint(1, 2))]
         code = run_tool(monkeypatch, tool, *command)  # raises what has no sentence
         error = capsys.readouterr().err.strip()
         assert code in (1, 2), command

@@ -119,8 +119,12 @@ def main() -> int:
     parser.add_argument('--score-thr', type=float, default=0.3, help='leave out objects below (default: 0.3)')
     args = parser.parse_args()
 
-    import onnxruntime
-
+    try:
+        import onnxruntime
+    except ModuleNotFoundError:
+        sys.exit('infer_onnx.py: onnxruntime is not installed: run pip install onnxruntime')
+    if args.out_dir.exists() and not args.out_dir.is_dir():
+        sys.exit(f'infer_onnx.py: --out-dir must be a directory, but {args.out_dir} is a file')
     try:
         session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime's exceptions share no base

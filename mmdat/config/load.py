@@ -57,6 +57,11 @@ def load_config(
         name += '-' + Path(override).stem
     if options:
         _merge_options(cfg, options)
+    for key in ('work_dir', 'load_from'):
+        if not isinstance(cfg.get(key) or '', str):
+            raise RunError(
+                f'{key} must be the path of a {"file" if key == "load_from" else "directory"}, got {cfg[key]}'
+            )
     for option, value in (('--data', data), ('--val-fraction', val_fraction)):
         if value is not None and not cfg.get('classes_from'):
             raise RunError(
