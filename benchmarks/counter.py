@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_flatten
 
 
 class Counter(TorchDispatchMode):
@@ -21,7 +21,7 @@ class Counter(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         out = function(*args, **(kwargs or {}))
         if not function.is_view:
-            tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)]
+            tensors = [x for x in tree_flatten((args, kwargs, out))[0] if isinstance(x, torch.Tensor)]
             self.bytes += sum(x.numel() * x.element_size() for x in tensors)
             self.kernels += 1
         return out

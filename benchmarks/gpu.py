@@ -157,7 +157,7 @@ def run_tests(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     environment = dict(os.environ, MMDAT_TEST_DEVICE=args.device)
     running = {}
     for name in TESTS[1:2] if args.quick else TESTS:
-        command = [sys.executable, '-m', 'pytest', '-q', '--tb=short', f'tests/{name}']
+        command = [sys.executable, '-m', 'pytest', '--tb=short', f'tests/{name}']
         with open(args.out / f'{name}.log', 'w') as log:
             running[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
     for name, process in running.items():

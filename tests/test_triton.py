@@ -13,8 +13,7 @@ from test_ops import attention_inputs, local_attention, local_inputs, table_atte
 from mmdat.ops.triton import availability
 
 ROOT = Path(__file__).parents[1]
-HAS_TRITON = importlib.util.find_spec('triton') is not None
-needs_triton = pytest.mark.skipif(not HAS_TRITON, reason='Triton is not installed')
+needs_triton = pytest.mark.skipif(availability._what_is_missing() is not None, reason='needs Triton 3.2 or newer')
 
 
 @needs_triton
@@ -57,8 +56,14 @@ REPRESENTATIVE = [
     ('window table gradient', 'float16', 32, 80),
     ('window query gradient', 'float32', 32, 90),
 ]
-#: Instructions that move registers to memory and back, of the kernels whose tiles are those of keys.
-MOST_SPILLS = {DEFORMABLE[2]: 400, 'neighbourhood key and value gradients': 30}
+#: Instructions that move registers to memory and back: of the kernels whose tiles are those of keys, and on sm_100 and
+#: 120 also of the one before.
+MOST_SPILLS = {
+    (DEFORMABLE[2], 'float16'): 400,
+    ('neighbourhood key and value gradients', 'float16'): 30,
+    (DEFORMABLE[1], 'float32'): 10,
+    (DEFORMABLE[2], 'float32'): 30,
+}
 
 
 def check_resources(resources, name, dtype, channels, arch):
@@ -66,7 +71,7 @@ def check_resources(resources, name, dtype, channels, arch):
     assert found['shared'] <= resources.LIMITS[arch][0]
     assert found['blocks'] >= 1
     assert found['tensor_core'] > 0
-    assert found['spills'] <= MOST_SPILLS.get(name, 0), found
+    assert found['spills'] <= MOST_SPILLS.get((name, dtype), 0), found
 
 
 @needs_triton
