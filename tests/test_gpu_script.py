@@ -24,7 +24,9 @@ def run(script, monkeypatch, *args):
 
 
 def test_a_part_and_some_of_its_cases(script, monkeypatch, tmp_path):
-    code = run(script, monkeypatch, '--out', tmp_path, '--parts', 'operators', '--cases', 'window.*float32')
+    code = run(
+        script, monkeypatch, '--out', tmp_path, '--parts', 'operators', '--cases', 'window.*float32', '--minutes', 60
+    )
     assert code == 0, (tmp_path / 'operators.log').read_text()
     report = json.loads((tmp_path / 'gpu.json').read_text())
     assert report['machine']['device'] == 'cpu' and report['machine']['torch']
