@@ -6,9 +6,12 @@ python tests/ops_memory.py forward|training NAME...     prints "NAME: bytes of t
 import os
 import resource
 import sys
+from functools import partial
 
 import torch
+from conftest import NANO
 
+from mmdat import DAT
 from mmdat.ops import (
     FixedBias,
     LogBias,
@@ -59,6 +62,11 @@ def windows(size, batch=1, heads=2):
     return lambda *inputs: window_attention(*inputs, heads, 7, 4), [*maps, torch.randn(169, heads)]
 
 
+def backbone(generation, size):
+    model = DAT(NANO[generation], img_size=size)
+    return lambda image: sum(one.sum() for one in model(image)), [torch.randn(1, 3, *size)]
+
+
 #: Small enough to be quick; with a small budget, naive forms would hold several times what is allowed.
 SMALL = {
     'thin map': lambda: deformable('table', (1, 1400), (1, 1400)),
@@ -88,7 +96,9 @@ LARGE = {
     'neighborhood, large batch': lambda: neighborhood((56, 56), batch=64, heads=4),
     'windows': lambda: windows((203, 336), batch=2, heads=3),
 }
-CASES = {**SMALL, **LARGE}
+#: Images of 32x8192 pixels: whole backbones, whose tables are made for that size.
+THIN = {f'{generation}, 32x8192 pixels': partial(backbone, generation, (32, 8192)) for generation in sorted(NANO)}
+CASES = {**SMALL, **LARGE, **THIN}
 
 
 def memory() -> int:
