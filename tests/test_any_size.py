@@ -131,7 +131,7 @@ def results(module, x, precision):
     # Mean squares would not do: behind a norm they are constant.
     loss = sum((out.to(dtype) * torch.randn(out.shape, generator=generator, device=x.device)).sum() for out in outs)
     # In bfloat16 on CPUs, PyTorch's depthwise convolution of maps narrower than its kernel leaves parts of the gradient
-    # of its weight undefined (docs/reliability.md).
+    # of its weight undefined (docs/measurements/reliability.md).
     undefined = 'offset_net.0.weight' if autocast else '-'
     parameters = [parameter for name, parameter in module.named_parameters() if not name.endswith(undefined)]
     grads = torch.autograd.grad(loss, [x, *parameters], allow_unused=True)

@@ -1,6 +1,6 @@
 """What users feed the tools by mistake: one sentence names the thing and the cure, and nothing is overwritten.
 
-:data:`CASES` is the list; ``python tests/test_bad_input.py`` writes it into docs/reliability.md.
+:data:`CASES` is the list; ``python tests/test_bad_input.py`` writes it into docs/measurements/reliability.md.
 """
 
 import json
@@ -512,11 +512,11 @@ def test_the_names_are_different():
 
 # --- documentation ---------------------------------------------------------------------------------
 
-DOCUMENT = ROOT / 'docs/reliability.md'
+DOCUMENT = ROOT / 'docs/measurements/reliability.md'
 
 
 def document() -> str:
-    """docs/reliability.md with the cases in the table of bad input."""
+    """docs/measurements/reliability.md with the cases in the table of bad input."""
     rows = ['| input | tool | what happens: it works, or stops and says |', '|---|---|---|']
     rows += [f'| {case.name} | {case.command[0]} | {case.says.replace("|", " ")} |' for case in CASES]
     head, _, rest = DOCUMENT.read_text().partition(BEGIN)
