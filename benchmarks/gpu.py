@@ -27,7 +27,10 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 #: The parts, and the share of the time that each may take.
 PARTS = dict(doctor=0.05, tests=0.22, kernels=0.18, operators=0.12, backbones=0.25, batch=0.08, training=0.1)
-TESTS = ('test_ops.py', 'test_mixers.py', 'test_dat.py', 'test_parity.py', 'test_triton.py')
+TESTS = (
+    *('test_mixers.py', 'test_ops.py', 'test_ops_inputs.py', 'test_ops_transforms.py'),
+    *('test_dat.py', 'test_parity.py', 'test_triton.py'),
+)
 
 
 def main() -> int:
@@ -156,7 +159,7 @@ def run_tests(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The tests of operators, mixers, backbones and parity on the device, a process for each file, all at a time."""
     environment = dict(os.environ, MMDAT_TEST_DEVICE=args.device)
     running = {}
-    for name in TESTS[1:2] if args.quick else TESTS:
+    for name in TESTS[:1] if args.quick else TESTS:
         command = [sys.executable, '-m', 'pytest', '--tb=short', f'tests/{name}']
         with open(args.out / f'{name}.log', 'w') as log:
             running[name] = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
