@@ -106,6 +106,22 @@ def test_local_attention(operator, size, height, width, dim):
     compare(lambda impl: local_attention(operator, 2, size, impl=impl), inputs)
 
 
+@pytest.mark.parametrize('operator', ['neighborhood', 'window'])
+def test_local_attention_reads_nothing_beyond_its_table(operator, monkeypatch):
+    from mmdat.ops.triton import local
+
+    class Guarded(local._Call):
+        def __init__(self, *args):
+            super().__init__(*args)
+            whole = self.table.new_full((self.table.numel() + 2000,), torch.nan)
+            whole[1000:-1000] = self.table.flatten()
+            self.table = whole[1000:-1000].view(self.table.shape)
+
+    monkeypatch.setattr(local, '_Call', Guarded)
+    inputs = local_inputs(operator, 1, 1, 6, 3, 3, torch.float32, 16)
+    compare(lambda impl: local_attention(operator, 1, 3, impl=impl), inputs)
+
+
 @pytest.mark.parametrize('dtype', [torch.float16, pytest.param(torch.bfloat16, marks=pytest.mark.slow)])
 @pytest.mark.parametrize('operator', ['neighborhood', pytest.param('window', marks=pytest.mark.slow)])
 def test_local_attention_in_half_precision(operator, dtype):

@@ -46,6 +46,9 @@ def bias_and_mask(
     table, query_y, query_x, key_y, key_x, height, width, before_y, before_x, SIZE: tl.constexpr, WINDOW: tl.constexpr
 ):
     """The table's entry for queries and keys (shapes that broadcast), -inf where a query does not see a key."""
+    if not WINDOW:  # a query beyond the map would read beyond the table, so it takes the place of the nearest one
+        query_y = tl.minimum(tl.maximum(query_y, 0), height - 1)
+        query_x = tl.minimum(tl.maximum(query_x, 0), width - 1)
     first_y, last_y = seen(query_y, height, before_y, SIZE, WINDOW)
     first_x, last_x = seen(query_x, width, before_x, SIZE, WINDOW)
     visible = (key_y >= first_y) & (key_y <= last_y) & (key_x >= first_x) & (key_x <= last_x)
