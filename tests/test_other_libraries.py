@@ -1,0 +1,135 @@
+"""Other libraries on the backbone: adapters, quantisation, averages of weights, summaries, class activation maps."""
+
+import copy
+import subprocess
+import sys
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from mmengine.analysis import get_model_complexity_info
+from mmengine.model import ExponentialMovingAverage
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mmdat import DAT
+from mmdat.analysis import backbone_operations
+from mmdat.apis import build_model
+from mmdat.config.load import load_config
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def model(nano):
+    return DAT(nano, img_size=64).eval()
+
+
+@pytest.fixture
+def image():
+    return torch.randn(1, 3, 64, 64)
+
+
+def relative_difference(outs, expected):
+    return max(float((out - right).abs().max() / right.abs().max()) for out, right in zip(outs, expected))
+
+
+def mmengine_average(model):
+    average = ExponentialMovingAverage(model, momentum=0.25)
+    return average, average.update_parameters
+
+
+def torch_average(model):
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+    return average, average.update_parameters
+
+
+def timm_average(model):
+    average = pytest.importorskip('timm.utils').ModelEmaV3(model, decay=0.75)
+    return average, average.update
+
+
+@pytest.mark.parametrize('make', [mmengine_average, torch_average, timm_average])
+def test_exponential_moving_averages(make, model, image):
+    """Every weight moves a quarter of the way to the new model's, and the average runs."""
+    old = copy.deepcopy(model.state_dict())
+    average, update = make(model)
+    update(model)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(1.0)
+    update(model)
+    averaged = dict(average.module.named_parameters())
+    assert averaged
+    for name, parameter in averaged.items():
+        torch.testing.assert_close(parameter, old[name] + 0.25)
+    with torch.no_grad():
+        assert all(out.isfinite().all() for out in average(image))
+
+
+def test_peft_adapters(model, image):
+    """LoRA trains the adapters alone, and merges into a model of the same outputs and names."""
+    peft = pytest.importorskip('peft')
+    names = list(model.state_dict())
+    config = peft.LoraConfig(r=4, init_lora_weights=False, target_modules=['qkv', 'proj_q', 'proj_k', 'proj_v', 'fc1'])
+    adapted = peft.get_peft_model(model, config)
+    outs = adapted(image)
+    sum(out.square().mean() for out in outs).backward()
+    trained = {name for name, parameter in adapted.named_parameters() if parameter.grad is not None}
+    assert trained and all('lora_' in name for name in trained)
+    merged = adapted.merge_and_unload()
+    assert list(merged.state_dict()) == names
+    with torch.no_grad():
+        torch.testing.assert_close(merged(image), outs, atol=1e-4, rtol=1e-4)
+
+
+def test_dynamic_int8_of_pytorch(model, image):
+    """Linear layers in int8; maps of an untrained model change by a few hundredths of their largest value."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # torchao takes its place
+        quantized = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    assert type(quantized.stages[0].blocks[0].mlp.fc1) is not torch.nn.Linear
+    with torch.no_grad():
+        assert 0 < relative_difference(quantized(image), model(image)) < 0.05
+
+
+def test_dynamic_int8_of_torchao(model, image):
+    quantization = pytest.importorskip('torchao.quantization')
+    quantized = copy.deepcopy(model)
+    quantization.quantize_(quantized, quantization.Int8DynamicActivationInt8WeightConfig())
+    with torch.no_grad():
+        assert 0 < relative_difference(quantized(image), model(image)) < 0.05
+
+
+def test_torchinfo_counts_the_parameters(model):
+    summary = pytest.importorskip('torchinfo').summary(model, (1, 3, 64, 64), verbose=0)
+    assert summary.total_params == sum(parameter.numel() for parameter in model.parameters())
+
+
+def test_flop_counter_of_mmengine(model, nano):
+    """It counts the layers, and of attention what it knows: as much as mmdat's own count, give or take a quarter."""
+    found = get_model_complexity_info(model, (3, 64, 64), show_table=False, show_arch=False)
+    assert found['params'] == sum(parameter.numel() for parameter in model.parameters())
+    ours = backbone_operations((64, 64), arch=nano)
+    assert ours['layers'] < found['flops'] < 1.25 * sum(ours.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['datnano', 'datppnano'])
+def test_class_activation_maps_of_mmpretrain(name, tmp_path):
+    """Its vis_cam.py takes blocks as layers, whose outputs are maps."""
+    pytest.importorskip('pytorch_grad_cam')
+    config = ROOT / f'configs/demo/{name}_shapes.py'
+    torch.save(dict(state_dict=build_model(load_config(str(config))).state_dict()), tmp_path / 'weights.pth')
+    picture = np.random.default_rng(0).integers(0, 255, (128, 128, 3), np.uint8)
+    cv2.imwrite(str(tmp_path / 'image.png'), picture)
+    tool = Path(find_spec('mmpretrain').origin).parent / '.mim/tools/visualization/vis_cam.py'
+    command = [sys.executable, str(tool), 'image.png', str(config), 'weights.pth', '--save-path', 'cam.png']
+    command += ['--target-layers', 'backbone.stages.3.blocks.0']
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    drawn = cv2.imread(str(tmp_path / 'cam.png'))
+    assert drawn.shape == picture.shape and (drawn != picture).any()
