@@ -1,6 +1,8 @@
 """mmdat.export and its tools: what onnxruntime makes of exported models, and refusals in one sentence."""
 
 import json
+import shutil
+import subprocess
 import sys
 
 import numpy as np
@@ -229,6 +231,36 @@ def test_segmentor(generation, dynamic, tmp_path, monkeypatch, capsys):
     assert [isinstance(side, str) for side in logits.shape] == [dynamic, False, dynamic, dynamic]
     if not dynamic:
         assert logits.shape[0] == 1 and logits.shape[2:] == [64, 96]
+
+
+AOT_LOADER = """
+import sys
+import torch
+
+if sys.argv[1] == 'fast':
+    import mmdat
+image, expected = torch.load('maps.pt')
+found = torch._inductor.aoti_load_package('backbone.pt2')(image)
+for map, right in zip(found, expected):
+    torch.testing.assert_close(map, right, atol=1e-5, rtol=1e-5)
+assert len(found) == 4 and (sys.argv[1] == 'fast') == ('mmdat' in sys.modules)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch._inductor, 'aoti_load_package'), reason='packages need torch 2.6')
+@pytest.mark.skipif(shutil.which('g++') is None, reason='AOTInductor needs a C++ compiler')
+@pytest.mark.parametrize('attn_impl', ['naive', 'fast'])
+def test_aotinductor_package(attn_impl, nano, tmp_path):
+    """The plain form runs where mmdat is not installed; the fast one calls operators that it registers."""
+    model, image = DAT(nano, img_size=64, attn_impl=attn_impl).eval(), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        torch.save((image, list(model(image))), tmp_path / 'maps.pt')
+        program = torch.export.export(model, (image,))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / 'backbone.pt2'))
+    command = [sys.executable, '-c', AOT_LOADER, attn_impl]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @can_export
