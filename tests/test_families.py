@@ -50,7 +50,6 @@ DETECTORS = {
     'faster_rcnn/faster-rcnn_r50_fpn_1x_coco': NECK,
     'fcos/fcos_r50-caffe_fpn_gn-head_1x_coco': NECK,
     'foveabox/fovea_r50_fpn_4xb4-1x_coco': NECK,
-    'fpg/faster-rcnn_r50_fpg_crop640-50e_coco': NECK,
     'free_anchor/freeanchor_r50_fpn_1x_coco': NECK,
     'fsaf/fsaf_r50_fpn_1x_coco': NECK,
     'gfl/gfl_r50_fpn_1x_coco': NECK,
