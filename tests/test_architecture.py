@@ -75,6 +75,7 @@ PRIVATE = {
     '_pytree': 'where PyTorch keeps the walk through nested arguments that its operators use',
     '_ext': "mmcv's compiled operators, which are tested against those of PyTorch",
     '_replace': 'the documented way to change a named tuple',
+    '_inductor': 'where PyTorch keeps the functions of AOTInductor, which it documents',
     '_exit': 'the documented end of a process that was forked',
     '_C': 'the reader of zip files, which tells a TorchScript archive before it is run',
 }

@@ -238,7 +238,7 @@ import sys
 import torch
 
 if sys.argv[1] == 'fast':
-    import mmdat
+    import mmdat.ops
 image, expected = torch.load('maps.pt')
 found = torch._inductor.aoti_load_package('backbone.pt2')(image)
 for map, right in zip(found, expected):
