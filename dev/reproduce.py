@@ -8,7 +8,6 @@ data other than the published ones are refused there; with --table FILE their re
 """
 
 import datetime
-import importlib
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +17,11 @@ import model_zoo
 import torch
 import yaml
 from mmengine.config import Config
-from mmengine.registry import DATASETS, DefaultScope
+from mmengine.registry import DATASETS
 
 from mmdat import __version__, list_weights
 from mmdat.apis import evaluate
+from mmdat.apis.toolbox import toolbox
 from mmdat.cli import add_run_options, parser_of, read_config, run
 from mmdat.errors import RunError
 from mmdat.weights import SCHEME, find_weights
@@ -73,8 +73,7 @@ def official_weights(name: str) -> str:
 
 def count_images(cfg: Config) -> int:
     """How many images the test data have."""
-    importlib.import_module(f'{cfg.default_scope}.utils').register_all_modules(init_default_scope=False)
-    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+    with toolbox(cfg.get('default_scope')):
         return len(DATASETS.build(cfg.test_dataloader.dataset))
 
 
