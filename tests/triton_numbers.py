@@ -25,7 +25,7 @@ def compare(attend, inputs, dtype=torch.float32, num_maps=3):
     assert [x.dtype for x in kernels[:4]] == [dtype] * 4
     for a, b in zip(kernels, naive):
         # With one key, the gradients of scores are differences of equal numbers, in float64 exactly zero.
-        assert (a.cpu() - b).abs().max() <= BOUNDS[dtype] * b.abs().max().clamp(min=0.1)
+        assert (a.cpu() - b).abs().max() <= BOUNDS[dtype] * b.abs().max().clamp(min=0.5)
 
 
 # batch, heads, groups, queries, keys, table, channels of a head
