@@ -563,6 +563,24 @@ def test_hidden_files_are_no_images(place):
     assert len(built(load('image_label_folder'))) == COUNTS['train']
 
 
+@pytest.mark.parametrize('label', [2, -1])
+def test_labels_of_a_file_that_no_class_has(label, place):
+    make_folders()
+    Path('data/labels.txt').write_text(f'cat/0.jpg 0\ndog/0.jpg {label}\n')
+    init_default_scope('mmpretrain')
+    dataset = DATASETS.build(
+        dict(
+            type='CustomDataset',
+            data_root='data',
+            ann_file='labels.txt',
+            data_prefix='train',
+            metainfo=dict(classes=('cat', 'dog')),
+        )
+    )
+    with pytest.raises(RunError, match=f'dog/0.jpg has the label {label}, but there are 2 classes, numbered from 0'):
+        count(dataset)
+
+
 def test_the_palette_of_the_user_is_kept(place):
     make_maps()
     palette = [[1, 2, 3], [4, 5, 6]]

@@ -113,19 +113,30 @@ def count(dataset: Any) -> Optional[Counts]:
     classes = getattr(dataset, 'metainfo', {}).get('classes')
     if not classes or not hasattr(dataset, 'get_data_info'):
         return None
-    infos = [dataset.get_data_info(number) for number in range(len(dataset))]
-    if all('instances' in info for info in infos):
+    first = dataset.get_data_info(0) if len(dataset) else dict(instances=[])
+    # One at a time: a data set keeps them packed, and unpacked those of COCO take gigabytes.
+    infos = map(dataset.get_data_info, range(len(dataset)))
+    of_class = np.zeros(len(classes), dtype=np.int64)
+    if 'instances' in first:
         masks = _learns_masks(dataset)
         for info in infos:
             _check_objects(info, masks)
-        learnt = (one for info in infos for one in info['instances'] if not one.get('ignore_flag'))
-        labels = [one['bbox_label'] for one in learnt if not masks or is_read(one['mask'])]
-        return Counts('objects', np.bincount(labels or [0], minlength=len(classes)) * bool(labels), len(infos))
-    if all('gt_label' in info for info in infos):
-        labels = np.concatenate([np.atleast_1d(info['gt_label']) for info in infos]) if infos else np.zeros(0)
-        return Counts('images', np.bincount(labels.astype(int), minlength=len(classes)), len(infos))
-    if all(Path(info.get('seg_map_path') or '').is_file() for info in infos):
-        return _count_pixels(dataset, infos, len(classes))
+            for one in info['instances']:
+                if not one.get('ignore_flag') and (not masks or is_read(one['mask'])):
+                    of_class[one['bbox_label']] += 1
+        return Counts('objects', of_class, len(dataset))
+    if 'gt_label' in first:
+        for info in infos:
+            labels = np.atleast_1d(info['gt_label'])
+            if not ((labels >= 0) & (labels < len(classes))).all():
+                raise RunError(
+                    f'{info.get("img_path")} has the label {info["gt_label"]}, but there are {len(classes)} classes, '
+                    f'numbered from 0: correct the annotations, or metainfo.classes'
+                )
+            of_class[labels] += 1
+        return Counts('images', of_class, len(dataset))
+    if 'seg_map_path' in first:
+        return _count_pixels(dataset, first, [Path(info.get('seg_map_path') or '') for info in infos], len(classes))
     return None
 
 
@@ -174,12 +185,11 @@ def _fault(one: dict, height: Optional[int], width: Optional[int], mask: str) ->
     return coordinates_fault(one.get('bbox', []), 'bbox', height, width) or mask_fault(one.get(mask), height, width)
 
 
-def _count_pixels(dataset: Any, infos: list[dict], number: int) -> Optional[Counts]:
-    table = _labels_of_values(dataset, infos[0]) if infos else None
+def _count_pixels(dataset: Any, first: dict, paths: list[Path], number: int) -> Optional[Counts]:
+    table = _labels_of_values(dataset, first) if all(path.is_file() for path in paths) else None
     if table is None:
         return None
     pixels = np.zeros(256, dtype=np.int64)
-    paths = [Path(info['seg_map_path']) for info in infos]
     for path, label_map in zip(paths, in_threads(read_label_map, paths)):
         for value, amount in label_map.pixels.items():
             label = table[value]
@@ -189,7 +199,7 @@ def _count_pixels(dataset: Any, infos: list[dict], number: int) -> Optional[Coun
                     f'correct the map, or map its values with label_map or reduce_zero_label (docs/custom_data.md)'
                 )
             pixels[label] += amount
-    return Counts('pixels', pixels[:number], len(infos))
+    return Counts('pixels', pixels[:number], len(paths))
 
 
 def _labels_of_values(dataset: Any, info: dict) -> Optional[np.ndarray]:
