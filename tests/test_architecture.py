@@ -141,10 +141,9 @@ def test_no_private_name_of_another_package_is_touched():
 
 def test_the_map_names_every_package_and_environment_variable():
     page = (ROOT / 'docs/map.md').read_text()
-    for path in PACKAGE.iterdir():
-        if not path.name.startswith(('_', '.')) and path.stem not in ('version', 'configs'):
-            name = f'`mmdat/{path.name}{"/" * path.is_dir()}`'
-            assert name in page, name
+    for name in {name.split('.')[0] for name, _ in modules()} - {'version'}:
+        path = f'`mmdat/{name}/`' if (PACKAGE / name).is_dir() else f'`mmdat/{name}.py`'
+        assert path in page, path
     files = [file for name in ('mmdat', 'tools', 'tests', 'benchmarks') for file in (ROOT / name).rglob('*.[ps][yh]')]
     for file in files:
         for name in re.findall(r"""['"{]\b(MMDAT_[A-Z_]+)\b""", file.read_text()):

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
+from largest_tensor import LargestTensor
 from paths import DATA
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from mmdat import DAT, DeformableAttention, DeformableTokenAttention, record_sampling
 from mmdat.ops import budget
@@ -225,17 +224,6 @@ def test_compiled_and_exported(dims):
     assert_close(outputs_and_gradients(compiled, *inputs), outputs_and_gradients(layer, *inputs))
     exported = torch.export.export(layer.eval(), tuple(inputs)).module()
     assert_close([exported(*inputs)], [layer(*inputs)])
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that an operation made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(x.numel() for x in tree_flatten(out)[0] if isinstance(x, torch.Tensor))])
-        return out
 
 
 @dims_

@@ -7,8 +7,7 @@ from functools import partial
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
+from largest_tensor import LargestTensor
 from torch.utils.checkpoint import checkpoint
 
 from mmdat.ops import (
@@ -250,17 +249,6 @@ def test_deformable_attention_with_other_biases(kind):
         out = attend(impl)(*leaves)
         results.append([out.detach(), *torch.autograd.grad(out.square().sum(), [*leaves, *parts])])
     assert_equal(*results, 1e-10)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Remembers the size of the largest tensor that an operation made."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        self.numel = max([self.numel, *(x.numel() for x in tree_flatten(out)[0] if isinstance(x, torch.Tensor))])
-        return out
 
 
 @pytest.mark.parametrize('kind', ['table', 'log', 'none'])
