@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, HOOKS, TRANSFORMS
 from paths import DEMO, ROOT
 
 from mmdat.config.load import load_config
-from mmdat.config.parts import check_maps, check_task
+from mmdat.config.parts import check_arguments, check_maps, check_task
 from mmdat.errors import RunError
 from mmdat.explain import explain
 
@@ -187,6 +187,17 @@ def test_maps_that_nothing_reads(config, options, workplace):
         check_maps(cfg)
     cfg.find_unused_parameters = True
     check_maps(cfg)
+
+
+def test_arguments_of_another_backbone_are_named_wherever_the_backbone_stands():
+    mine, other = (
+        dict(type='mmdat.DAT', _scope_='mmdet', arch='tiny'),
+        dict(type='mmdat.DAT', pretrained=None, style='x'),
+    )
+    check_arguments(Config(dict(model=dict(backbone=mine))))
+    for model in (dict(backbone=other), dict(backbone=mine, teacher=dict(backbone=other))):
+        with pytest.raises(RunError, match='DAT takes no pretrained, style: put _delete_=True'):
+            check_arguments(Config(dict(model=model)))
 
 
 def test_configs_of_this_repository_fit():

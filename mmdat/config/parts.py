@@ -75,7 +75,7 @@ def check_arguments(cfg: Config) -> None:
     Raises:
         RunError: If one does, as where a config changes the backbone of its base but keeps that one's dict.
     """
-    known = {'type', *inspect.signature(DAT).parameters}
+    known = {'type', '_scope_', *inspect.signature(DAT).parameters}
     for node in dicts(cfg.model):
         foreign = sorted(set(node) - known) if _is_dat(node) else []
         if foreign:
