@@ -9,6 +9,7 @@ from paths import DATA
 
 from mmdat import DAT, DeformableAttention, DeformableTokenAttention, record_sampling
 from mmdat.ops import budget
+from mmdat.visualization import record_attention
 
 pytestmark = pytest.mark.usefixtures('on_device')
 
@@ -196,6 +197,33 @@ def test_recorded_points_have_the_axes_and_strides_of_the_layer(dims, use_offset
         size = [side // step for side, step in zip(OTHER_SIZES[dims], STRIDES[dims])]
     assert record.position.shape == (2, 2 if use_offsets else 1, *size, dims)
     assert record.reference.shape == (*size, dims)
+
+
+@dims_
+@pytest.mark.parametrize('position_bias', [*BIASES, 'pooled'])
+def test_recorded_attention_is_what_the_layer_computes_with(dims, position_bias):
+    """Weights times values, through the output projection, are what the layer returned."""
+    change = dict(use_offsets=False) if position_bias == 'pooled' else dict(position_bias=position_bias)
+    layer, (x, context) = make(dims, context_channels=6, **change), maps(dims)
+    values = []
+    handle = layer.proj_v.register_forward_hook(lambda module, args, out: values.append(out.movedim(-1, 1)))
+    with torch.no_grad(), record_attention(layer) as layers:
+        out = layer(x, context)
+    handle.remove()
+    (attention,) = layers['']
+    with torch.no_grad():
+        weights = torch.cat([attention.weights(*rows) for rows in attention.chunks(chunk_bytes=1)], 2)
+        mixed = (values[0].flatten(2).unflatten(1, (4, -1)) @ weights.transpose(2, 3)).flatten(1, 2).view_as(x)
+        if position_bias == 'dwconv':
+            mixed = mixed + layer.bias_conv(attention.query)
+        assert_close([layer.proj_out(mixed.movedim(1, -1)).movedim(-1, 1)], [out])
+        cell = tuple(side // 2 for side in SIZES[dims])
+        per_head = weights.unflatten(2, SIZES[dims])[(slice(None), slice(None), *cell)]
+        per_group = per_head.unflatten(1, (attention.points.position.shape[1], -1)).sum(2) / 4
+        assert torch.allclose(attention.of_query(*cell).flatten(2), per_group)
+    received = attention.received_map()
+    assert received.shape == (2, *OTHER_SIZES[dims])
+    assert (received.flatten(1).sum(1) <= 4 * math.prod(SIZES[dims]) + 1e-6).all()
 
 
 @pytest.mark.skipif(not RECENT, reason='autocast of torch 2.1 on a CPU knows fewer operations')

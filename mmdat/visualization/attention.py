@@ -1,5 +1,6 @@
 """The attention weights of deformable layers, for analysis; the layers themselves never hold them all."""
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from mmdat.ops.position_bias import PositionBias
 class LayerAttention:
     """One deformable layer in one forward pass; the weights are computed when asked for, at least in float32.
 
+    Shapes are those of maps. Signals have one axis in the place of ``H, W``, volumes three; what is said of rows is
+    said of their first axis.
+
     Attributes:
         query: Projected queries ``(B, C, H, W)``.
         key: Projected keys ``(B, C, Hk, Wk)``.
@@ -27,7 +31,7 @@ class LayerAttention:
         points: What was sampled, for each of the ``G`` offset groups.
         num_heads: Heads; head j belongs to group ``j // (num_heads / G)``.
         key_stride: Cells of the query map per key, along each axis.
-        map_size: Height and width of the map that was sampled.
+        map_size: ``(H, W)`` of the map that was sampled.
     """
 
     query: Tensor
@@ -35,8 +39,8 @@ class LayerAttention:
     bias: Optional[PositionBias]
     points: SamplingPoints
     num_heads: int
-    key_stride: tuple[int, int]
-    map_size: tuple[int, int]
+    key_stride: tuple[int, ...]
+    map_size: tuple[int, ...]
 
     def weights(self, start: int, stop: int) -> Tensor:
         """Attention of the queries in some rows of the map to all keys, ``(B, heads, rows * W, Hk * Wk)``."""
@@ -46,21 +50,26 @@ class LayerAttention:
         ]
         scores = query.transpose(2, 3) @ key * query.shape[2] ** -0.5
         if self.bias is not None:
-            scores = scores + self.bias.evaluate(slice(start * self.query.shape[3], stop * self.query.shape[3]))
+            row = math.prod(self.query.shape[3:])
+            scores = scores + self.bias.evaluate(slice(start * row, stop * row))
         return scores.softmax(-1)
 
     def chunks(self, chunk_bytes: Optional[int] = None) -> Iterator[tuple[int, int]]:
         """Ranges of rows that together are the whole map, a budget of scores each; see :mod:`mmdat.ops.budget`."""
-        batch, _, height, width = self.query.shape
-        row = batch * self.num_heads * width * self.key[0, 0].numel()
+        height = self.query.shape[2]
+        row = self.query[:, 0, 0].numel() * self.num_heads * self.key[0, 0].numel()
         rows = max(scores_at_a_time(self.query.device, torch.float32, chunk_bytes) // row, 1)
         for start in range(0, height, rows):
             yield start, min(start + rows, height)
 
-    def of_query(self, row: int, col: int) -> Tensor:
-        """Attention of one query, averaged over the heads, to each key of each group, ``(B, G, Hk, Wk)``; sums to 1."""
-        weights = self.weights(row, row + 1)[:, :, col]
-        return self._per_group(weights) / self.num_heads
+    def of_query(self, row: int, *cell: int) -> Tensor:
+        """Attention of one query, averaged over the heads, to each key of each group, ``(B, G, Hk, Wk)``; sums to 1.
+
+        Args:
+            row, cell: Where the query lies, an index along each axis.
+        """
+        weights = self.weights(row, row + 1).unflatten(2, (1, *self.query.shape[3:]))
+        return self._per_group(weights[(slice(None), slice(None), 0, *cell)]) / self.num_heads
 
     def received(self, chunk_bytes: Optional[int] = None) -> Tensor:
         """Attention that each key of each group receives, over all queries and heads, ``(B, G, Hk, Wk)``."""
@@ -69,8 +78,8 @@ class LayerAttention:
     def received_map(self) -> Tensor:
         """Attention that each cell of the map receives, ``(B, H, W)``.
 
-        What a key receives goes to the (up to four) cells that it was interpolated from, with the weights of the
-        interpolation. So all cells together receive ``H * W * heads``, less what falls outside of the map.
+        What a key receives goes to the cells that it was interpolated from (of a map up to four), with the weights of
+        the interpolation. So all cells together receive ``H * W * heads``, less what falls outside of the map.
         """
         received = self.received()
         blank = received.new_zeros(*received.shape[:2], *self.map_size, requires_grad=True)
@@ -90,7 +99,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention
     """Record what the attention of every deformable layer of a model follows from while the ``with`` block runs.
 
     Forward passes return what they always return. A layer that pools in place of sampling is recorded as one that
-    samples the centres of its cells. Layers for signals and volumes are left out.
+    samples the centres of its cells.
 
     Example:
         >>> with torch.no_grad(), record_attention(model) as layers:
@@ -107,7 +116,7 @@ def record_attention(model: nn.Module) -> Iterator[dict[str, list[LayerAttention
     with ExitStack() as stack:
         points = stack.enter_context(record_sampling(model))
         for name, layer in model.named_modules():
-            if isinstance(layer, DeformableAttention) and layer.dims == 2:
+            if isinstance(layer, DeformableAttention):
                 records[name] = []
                 for handle in _watch(layer, points[name], records[name]):
                     stack.callback(handle.remove)
@@ -131,7 +140,7 @@ def _watch(layer: DeformableAttention, points: list[SamplingPoints], record: lis
 
     def keep(name: str):
         # Linear layers see maps with the channels last.
-        return lambda module, args, out: projected.__setitem__(name, out.detach().permute(0, 3, 1, 2))
+        return lambda module, args, out: projected.__setitem__(name, out.detach().movedim(-1, 1))
 
     def assemble(module, args, kwargs, out) -> None:
         query, position = projected['query'], points[-1].position.detach()
