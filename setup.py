@@ -22,7 +22,11 @@ def mmcv_operators() -> str:
     A source distribution has no such directory. So what is built from one, as `python -m build` does, names it only.
     """
     directory = ROOT / 'mmcv-ops-torchvision'
-    return f'mmcv-ops-torchvision @ {directory.as_uri()}' if directory.is_dir() else 'mmcv-ops-torchvision>=0.1'
+    if not directory.is_dir():
+        return 'mmcv-ops-torchvision>=0.1'
+    # A last part with a hyphen is a name and a version to pip: it would keep the wheel and take it again after a change
+    # of the files. "." is none.
+    return f'mmcv-ops-torchvision @ {directory.as_uri()}/.'
 
 
 class BuildWithMim(build_py):

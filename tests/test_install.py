@@ -1,5 +1,6 @@
 """The installation scripts' own words, and what a wheel carries."""
 
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -52,6 +53,37 @@ def test_the_other_stack_goes_beside_an_environment_that_is_taken(tmp_path):
     assert venv('classic') == str(tmp_path / '.venv-classic')
 
 
+@pytest.mark.parametrize(
+    'options, first',
+    [
+        ([], ['torch torchvision']),
+        # An index of PyTorch alone is enough; what PyTorch requires comes from it or from pip's own.
+        (
+            ['--torch-index', 'http://localhost/simple'],
+            [
+                '--no-deps --index-url http://localhost/simple torch torchvision',
+                '--extra-index-url http://localhost/simple torch torchvision',
+            ],
+        ),
+    ],
+)
+def test_where_pytorch_comes_from(options, first, tmp_path):
+    python = tmp_path / 'venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    # It says its version, notes what pip is asked for, and stops at the MM packages.
+    python.write_text(f"""#!/bin/bash
+if [[ "$*" == *version* ]]; then exec {sys.executable} "$@"; fi
+if [[ $1 != -m || "$*" == *' -r '* ]]; then exit 1; fi
+echo "$@" >>{tmp_path}/calls
+""")
+    python.chmod(0o755)
+    result = install('--venv', str(python.parents[1]), *options)
+    assert 'step "mmengine, mmdet, mmseg, mmpretrain" failed' in result.stderr
+    calls = (tmp_path / 'calls').read_text().splitlines()
+    asked = [call.split('--no-compile ')[1].split(' -c ')[0] for call in calls]
+    assert asked == ['setuptools<81 wheel', *first]
+
+
 @pytest.fixture(scope='module')
 def source(tmp_path_factory):
     """What is under version control, without the tests."""
@@ -68,7 +100,7 @@ def source(tmp_path_factory):
 
 
 def build(source, target):
-    """The names in a wheel of ``source``, and its requirements."""
+    """The names in a wheel of ``source``, a directory or a requirement, and its requirements."""
     command = [sys.executable, '-m', 'pip', 'wheel', '-q', '--no-deps', '--no-build-isolation', '-w', str(target)]
     subprocess.check_call([*command, str(source)])
     [wheel] = target.glob('*.whl')
@@ -99,6 +131,18 @@ def test_the_wheel_carries_configs_and_tools(source, tmp_path):
     assert not [
         line for line in requirements if "extra == 'mm'" in line.replace('"', "'") and '==' in line.split(';')[0]
     ]
+
+
+@pytest.mark.slow
+def test_pip_takes_no_older_operators_from_its_cache(source, tmp_path, monkeypatch):
+    monkeypatch.setenv('PIP_CACHE_DIR', str(tmp_path / 'cache'))
+    checkout = shutil.copytree(source, tmp_path / 'checkout')
+    _, requirements = build(checkout, tmp_path / 'mmdat')
+    [operators] = [line.split(';')[0] for line in requirements if line.startswith('mmcv-ops-torchvision')]
+    for name in ('first.py', 'second.py'):
+        (checkout / 'mmcv-ops-torchvision' / 'mmcv_ops_torchvision' / name).touch()
+        names, _ = build(operators, tmp_path / name)
+        assert f'mmcv_ops_torchvision/{name}' in names
 
 
 def test_what_is_built_from_a_source_distribution_names_no_directory(source, tmp_path):

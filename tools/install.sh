@@ -104,6 +104,12 @@ packages() {
   fi
 }
 
+# From an index of its own first PyTorch alone: it need not hold what PyTorch requires, as PyTorch's own ones do.
+install_torch() {
+  if [[ $torch_index ]]; then pip_install --no-deps --index-url "$torch_index" torch torchvision; fi
+  pip_install ${torch_index:+--extra-index-url "$torch_index"} torch torchvision
+}
+
 # Put a compiled mmcv in the place of any other.
 replace_mmcv() {
   "$py" -m pip uninstall -y mmcv mmcv-lite onedl-mmcv
@@ -141,7 +147,7 @@ echo "$stack" >"$venv/mmdat-stack"
 echo "Installing mmdat with the $stack stack into $venv ($("$py" --version))"
 
 step 'build tools' "$net" pip_install 'setuptools<81' wheel
-step 'torch and torchvision' "$net" pip_install torch torchvision ${torch_index:+--index-url "$torch_index"}
+step 'torch and torchvision' "$net" install_torch
 
 if [[ $compile_ops ]]; then
   # shellcheck source=tools/compile_mmcv.sh
@@ -155,7 +161,9 @@ if [[ $wheel ]]; then
 fi
 step 'mmcv-ops-torchvision' "$net" pip_install --no-build-isolation --force-reinstall --no-deps "$root/mmcv-ops-torchvision"
 step 'mmdat' "$net" install_checkout
-step 'check' "If libGL.so.1 is missing: apt install libgl1. If mmcv._ext cannot be imported, mmcv was compiled for another torch: remove $wheel and run this command again." "$py" -c "$check
+hint='If libGL.so.1 is missing: apt install libgl1.'
+[[ -z $wheel ]] || hint+=" If mmcv._ext cannot be imported, $wheel was compiled for another torch: remove it, and run this command with --compile-ops."
+step 'check' "$hint" "$py" -c "$check
 import mmdet.models, mmseg.models, mmpretrain.models, mmdat"
 echo "$fingerprint" >"$venv/mmdat-installed"
 operators=$("$py" -c "$is_compiled" && echo compiled || echo "torchvision's")
