@@ -249,7 +249,8 @@ def report(check: Check) -> bool:
     except Exception as error:
         mark = 'FAILS' if check.needed else 'no'
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        text = f'{reason}\n        -> {check.advice}'
+        package_is_missing = isinstance(error, ModuleNotFoundError) and error.name in DISTRIBUTIONS
+        text = f'{reason}\n        -> {"see stack, above" if package_is_missing else check.advice}'
     print(f'{mark:>6}  {check.name}: {text}', flush=True)
     return mark != 'FAILS'
 

@@ -24,6 +24,17 @@ def test_what_fails_comes_with_its_reason_and_advice(needed, capsys):
     assert ' '.join(rest) == 'operators: no kernel image is available -> compile them'
 
 
+@pytest.mark.parametrize(
+    'module, advice', [('mmdet', 'see stack, above'), ('mmcv._ext', 'compile them'), ('tomli', 'compile them')]
+)
+def test_where_a_package_is_missing_no_other_advice_is_given(module, advice, capsys):
+    def fail():
+        raise ModuleNotFoundError(f'No module named {module!r}', name=module)
+
+    doctor.report(doctor.Check('training step', fail, 'compile them'))
+    assert capsys.readouterr().out.rstrip().endswith(f'-> {advice}')
+
+
 def distribution(directory, name):
     metadata = directory / f'{name.replace("-", "_")}-2.0.0.dist-info' / 'METADATA'
     metadata.parent.mkdir()
