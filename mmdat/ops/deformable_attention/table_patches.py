@@ -29,9 +29,11 @@ class TablePatches:
         bias: The whole bias.
         rows, cols: The largest tile of queries.
         dtype: What everything is computed in.
+        scale: What the bias is multiplied by. Gradients are given, and wanted, of that which is not.
     """
 
-    def __init__(self, bias: TableBias, rows: int, cols: int, dtype: torch.dtype):
+    def __init__(self, bias: TableBias, rows: int, cols: int, dtype: torch.dtype, scale: float):
+        self.scale = scale
         batch, self.groups = bias.position.shape[:2]
         self.size = bias.table.shape[1:]
         queries = len(bias.query_y), len(bias.query_x)
@@ -41,7 +43,7 @@ class TablePatches:
         self.margins = [0 if taps == size else taps for taps, size in zip(self.taps, self.size)]
         self.padded = [size + 2 * margin for size, margin in zip(self.size, self.margins)]
         y, x = self.margins
-        table = F.pad(bias.table.to(dtype), (x, x, y, y)).flatten(1)
+        table = F.pad(bias.table.to(dtype) * scale, (x, x, y, y)).flatten(1)
         entries = table.shape[1]
         # Entry by entry, so that one read serves all heads of a group.
         self.entries = table.unflatten(0, (self.groups, -1)).transpose(1, 2).flatten(0, 1).contiguous()
@@ -79,7 +81,7 @@ class TablePatches:
 
     def position_grad(self, coordinate_grad: Tensor) -> Tensor:
         """From gradients of (row, column) coordinates to those of (y, x) positions."""
-        return coordinate_grad * coordinate_grad.new_tensor([1 - size for size in self.size]) / 4
+        return coordinate_grad * coordinate_grad.new_tensor([(1 - size) / (4 * self.scale) for size in self.size])
 
     def table_grad(self, padded_grad: Tensor) -> Tensor:
         """From the gradient of the padded table to that of the table."""

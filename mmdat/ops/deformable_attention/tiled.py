@@ -20,6 +20,8 @@ from ..implementation import no_autocast
 from ..position_bias import TableBias
 from .table_patches import TablePatches, count_taps
 
+#: Scores are in units of log 2, for PyTorch's ``exp2`` takes a fifth of the time of ``exp`` on CPUs with MKL.
+LOG2_E = math.log2(math.e)
 #: Queries of a tile if not all keys fit beside it.
 TILE = 1024
 #: Rows, and columns, of a table that a tile reads at most, where it can be made small enough: the products that make
@@ -109,11 +111,11 @@ class _Work:
         # Scores, bias and sums are held in this precision; products run in that of the query.
         self.dtype = compute_dtype(query, bias.position)
         self.plan = make_plan(bias.position.shape, query.shape[2:], bias.table.shape, bias.evenly_spaced, max_scores)
-        self.table = TablePatches(bias, self.plan.rows, self.plan.cols, self.dtype)
+        self.table = TablePatches(bias, self.plan.rows, self.plan.cols, self.dtype, LOG2_E)
         # By head of a group.
         self.query = self.split(query).unbind()
         # The keys are scaled, not the queries: that is one operation for all tiles.
-        self.key, self.value = self.by_key(key * self.scale).unbind(), self.by_key(value).unbind()
+        self.key, self.value = self.by_key(key * (self.scale * LOG2_E)).unbind(), self.by_key(value).unbind()
 
     def split(self, x: Tensor) -> Tensor:
         """A view ``(heads / G, B, G, H, W, d)`` of a map ``(B, C, H, W)``."""
@@ -157,7 +159,7 @@ class _Work:
         place.copy_(values.transpose(1, 2).view(place.shape))
 
     def scores(self, head: int, query: Tensor, key: Tensor, block) -> Tensor:
-        """``(L, n, R * C)``."""
+        """``(L, n, R * C)``, in units of log 2."""
         scores = block.bias(head).view(*key.shape[:2], -1)
         return add_product(scores, key, query.transpose(1, 2))
 
@@ -187,8 +189,8 @@ def forward(
         max_scores: How many scores are held at a time, or numbers of any other tensor made on the way.
 
     Returns:
-        The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(heads / G, B, G, H, W, 1)`` for the backward
-        pass.
+        The output ``(B, C, H, W)``, and for the backward pass the log-sum-exp of its scores, in units of log 2,
+        ``(heads / G, B, G, H, W, 1)``.
     """
     with no_autocast(query.device):
         bias = TableBias(table, position, query_y, query_x, evenly_spaced)
@@ -210,7 +212,7 @@ def _forward(work: _Work, query: Tensor) -> tuple[Tensor, Tensor]:
                 states[head] = _softmax_step(states[head], s, work.value[head][lanes, keys])
         for head, (top, total, acc) in enumerate(states):
             work.put(out_views[head], tile, acc.div_(total))
-            work.put(lse_views[head], tile, total.log_().add_(top))
+            work.put(lse_views[head], tile, total.log2_().add_(top))
     return out, lse
 
 
@@ -219,12 +221,12 @@ def _softmax_step(state, scores: Tensor, value: Tensor) -> tuple[Tensor, Tensor,
     top = scores.amax(1, keepdim=True)
     if state is not None:
         top = torch.maximum(top, state[0])
-    p = scores.sub_(top).exp_()
+    p = scores.sub_(top).exp2_()
     total, value = p.sum(1, keepdim=True), value.transpose(1, 2)
     if state is None:
         return top, total, torch.bmm(value, p.to(value.dtype)).to(p.dtype)
     before, previous, acc = state
-    shrink = before.sub_(top).exp_()
+    shrink = before.sub_(top).exp2_()
     acc.mul_(shrink)
     add_product(acc, value, p.to(value.dtype))
     return top, total.add_(previous.mul_(shrink)), acc
@@ -285,7 +287,7 @@ def _backward(
             block = work.table.block(lanes, *tile[2:], keys)
             for head in range(work.heads):
                 q, k, v = queries[head], work.key[head][lanes, keys], work.value[head][lanes, keys]
-                p = work.scores(head, q, k, block).sub_(logs[head]).exp_()
+                p = work.scores(head, q, k, block).sub_(logs[head]).exp2_()
                 if needs_value:
                     add_product(grad_value[head, lanes, keys], p.to(v.dtype), grads[head])
                 if not (needs_query or needs_key or needs_bias):
@@ -302,7 +304,7 @@ def _backward(
                     add_product(grad_key[head, lanes, keys], ds, q)
         if needs_query:
             for view, g in zip(grad_query_view, grad_queries):
-                work.put(view, tile, g)
+                work.put(view, tile, g.div_(LOG2_E))
     return [
         grad_query,
         work.from_keys(grad_key.mul_(work.scale), key) if needs_key else None,
