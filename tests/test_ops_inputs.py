@@ -207,6 +207,19 @@ def test_no_images_of_local_attention(operator, impl):
     assert [grad.shape for grad in torch.autograd.grad(out.sum(), inputs)] == [out.shape] * 3
 
 
+#: As a user calls it, or compiled.
+CALLED = pytest.mark.parametrize(
+    'called',
+    [
+        lambda operator: operator,
+        pytest.param(
+            lambda operator: torch.compile(operator, backend='aot_eager', fullgraph=True),
+            marks=pytest.mark.skipif(not hasattr(torch.library, 'opcheck'), reason='operators need torch 2.4'),
+        ),
+    ],
+    ids=['eager', 'compiled'],
+)
+
 #: The fast forms look at values only where that makes nobody wait.
 LOOKS_AT_VALUES = pytest.mark.skipif(DEVICE.type != 'cpu', reason='values on other devices are not looked at')
 
@@ -218,17 +231,18 @@ def same_numbers(fast, naive):
 
 
 @LOOKS_AT_VALUES
+@CALLED
 @pytest.mark.parametrize('number', [float('inf'), float('-inf'), float('nan')])
 @pytest.mark.parametrize('which', range(3))
-def test_neighborhood_attention_keeps_what_is_not_finite_where_it_belongs(which, number):
+def test_neighborhood_attention_keeps_what_is_not_finite_where_it_belongs(which, number, called):
     """One number that is not finite in query, key or value, and the gradients that follow."""
     inputs = [x.requires_grad_() for x in maps(*[(20, 19)] * 3)]
     with torch.no_grad():
         inputs[which][1, 3, 9, 8] = number
     table = torch.randn(2, 9, 9, requires_grad=True)
     results = []
-    for impl in ('fast', 'naive'):
-        out = neighborhood_attention(*inputs, table, 2, 5, impl=impl)
+    for impl, attend in (('fast', called(neighborhood_attention)), ('naive', neighborhood_attention)):
+        out = attend(*inputs, table, 2, 5, impl=impl)
         results.append((out.detach(), *torch.autograd.grad(out.sum(), [*inputs, table])))
     same_numbers(*results)
     out, *_ = results[0]
@@ -247,17 +261,18 @@ def test_window_attention_keeps_what_is_not_finite_in_its_window(number, shift):
 
 
 @LOOKS_AT_VALUES
+@CALLED
 @pytest.mark.parametrize('number', [float('inf'), float('-inf'), float('nan')])
 @pytest.mark.parametrize('which', ['query', 'key', 'value', 'table', 'position'])
-def test_deformable_attention_keeps_what_is_not_finite_where_it_belongs(which, number):
+def test_deformable_attention_keeps_what_is_not_finite_where_it_belongs(which, number, called):
     query, key, value = maps((9, 10), (4, 4), (4, 4))
     bias = table_bias((9, 10), (4, 4), table=(17, 19))
     named = dict(query=query, key=key, value=value, table=bias.table, position=bias.position)
     named[which].flatten()[7] = number
     leaves = [x.requires_grad_() for x in named.values()]
     results = []
-    for impl in ('fast', 'naive'):
-        out = deformable_attention(query, key, value, 4, bias, impl=impl)
+    for impl, attend in (('fast', called(deformable_attention)), ('naive', deformable_attention)):
+        out = attend(query, key, value, 4, bias, impl=impl)
         results.append((out.detach(), *torch.autograd.grad(out.sum(), leaves)))
     same_numbers(*results)
 

@@ -6,7 +6,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from ..autograd import Passes
+from ..autograd import Passes, above_operators
 from ..custom_op import register
 from ..finite import known_to_hold_nonfinite
 from ..position_bias import TableBias
@@ -25,13 +25,13 @@ def _forward(
     num_heads: int,
     max_scores: int,
 ) -> tuple[Tensor, Tensor]:
-    """By tiles, or where NaN and infinity must stay where they belong, by chunks; no log-sum-exp says so."""
+    """By tiles, or where NaN and infinity must stay where they belong, by chunks, which need no log-sum-exp."""
     if not known_to_hold_nonfinite(query, key, value, table, position):
         bias = table, position, query_y, query_x, evenly_spaced
         return tiled.forward(query, key, value, *bias, num_heads, max_scores)
     bias = TableBias, table, position, query_y, query_x, evenly_spaced
     (out,) = chunked.forward(query, key, value, num_heads, 0.0, max_scores, *bias)
-    return out, query.new_empty(0)
+    return out, _fake_forward(query, key, value, table, position)[1].fill_(torch.nan)
 
 
 def _backward(
@@ -50,13 +50,13 @@ def _backward(
     num_heads: int,
     max_scores: int,
 ) -> list[Optional[Tensor]]:
-    if lse.numel():
+    if not known_to_hold_nonfinite(query, key, value, table, position):
         bias = table, position, query_y, query_x, evenly_spaced
         return tiled.backward(needs, grad, out, lse, query, key, value, *bias, num_heads, max_scores)
     of_query, of_key, of_value, of_table, of_position, *_ = needs
     maps, bias = (of_query, of_key, of_value), (of_table, of_position, False, False, False)
     args = query, key, value, num_heads, 0.0, max_scores, TableBias, table, position, query_y, query_x, evenly_spaced
-    grads = chunked.backward([*maps, False, False, False, False, *bias], grad, out, *args)
+    grads = above_operators(chunked.backward, [*maps, False, False, False, False, *bias], grad, out, *args)
     return [*grads[:3], *grads[7:9]]
 
 
@@ -69,7 +69,7 @@ def _fake_forward(query: Tensor, key: Tensor, value: Tensor, table: Tensor, posi
 tiled_deformable_attention = Passes('deformable_attention', _forward, _backward)
 #: For compilers.
 deformable_attention_operator = register(
-    Passes('deformable_attention', tiled.forward, tiled.backward),
+    tiled_deformable_attention,
     'Tensor query, Tensor key, Tensor value, Tensor table, Tensor position, Tensor query_y, Tensor query_x, '
     'bool evenly_spaced, int num_heads, int max_scores',
     ('out', 'lse'),

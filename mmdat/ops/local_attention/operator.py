@@ -6,7 +6,7 @@ from typing import Any, Optional
 import torch
 from torch import Tensor
 
-from ..autograd import Passes
+from ..autograd import Passes, above_operators
 from ..custom_op import register
 from ..finite import known_to_hold_nonfinite
 from . import tiled
@@ -33,15 +33,27 @@ def _backward(needs: Sequence[bool], grad: Tensor, out: Tensor, *args: Any) -> l
     query, key, value, table, num_heads, pattern, size, *_ = args
     if pattern == 'window' or not known_to_hold_nonfinite(query, key, value):
         return tiled.backward(needs, grad, out, *args)
-    needs = needs[:4]
+    return above_operators(_plain_backward, needs[:4], grad, query, key, value, table, num_heads, size)
+
+
+def _plain_backward(
+    needs: Sequence[bool],
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    table: Tensor,
+    num_heads: int,
+    size: int,
+) -> list[Optional[Tensor]]:
+    """Gradients by autograd of the plain form, image by image."""
     grads = [torch.zeros_like(x) if need else None for x, need in zip((query, key, value, table), needs)]
     for image in range(len(query)):
         some = slice(image, image + 1)
         leaves = [
             x.detach().requires_grad_(need) for x, need in zip((query[some], key[some], value[some], table), needs)
         ]
-        with torch.enable_grad():
-            result = naive_neighborhood_attention(*leaves, num_heads, size, 0.0)
+        result = naive_neighborhood_attention(*leaves, num_heads, size, 0.0)
         wanted = [i for i, need in enumerate(needs) if need]
         parts = torch.autograd.grad(result, [leaves[i] for i in wanted], grad[some])
         for i, part in zip(wanted, parts):
@@ -54,7 +66,7 @@ tiled_neighborhood_attention = Passes('neighborhood_attention', _forward, _backw
 tiled_window_attention = Passes('window_attention', _forward, _backward)
 #: For compilers.
 local_attention_operator = register(
-    Passes('local_attention', tiled.forward, tiled.backward),
+    Passes('local_attention', _forward, _backward),
     'Tensor query, Tensor key, Tensor value, Tensor table, int num_heads, str pattern, int size, int shift, '
     'int max_scores',
     ('out',),
