@@ -784,30 +784,81 @@ def test_boxes_of_other_formats(helper, make, place):
         load(helper)
 
 
-def test_polygons_of_yolo_are_read_as_boxes(place):
+@pytest.mark.parametrize('masks', [True, False])
+def test_polygons_of_yolo_are_masks_and_the_boxes_around_them(masks, place):
     pytest.importorskip('globox')
     make_yolo()
     left, top, right, bottom = 16 / 64, 8 / 48, 40 / 64, 24 / 48
-    Path('data/labels/train/0.txt').write_text(f'0 {left} {top} {right} {top} {right} {bottom} {left} {bottom}\n')
+    pointed = f'{left} {top} {right} {top} {right} {bottom} {left} {bottom} {left} {top}'
+    for path in Path('data/labels').rglob('*.txt'):
+        path.write_text(f'{path.read_text()[0]} {pointed}\n\n')
     Path('data/labels/train/1.txt').write_text('')  # an image without objects
-    with pytest.raises(RunError, match='have no segmentation, but the config learns masks'):
-        load('yolo_folder')
-    cfg = load('yolo_folder', **BOXES_ONLY)
+    cfg = load('yolo_folder', **({} if masks else BOXES_ONLY))
     (one,) = built(cfg).get_data_info(0)['instances']
     assert one['bbox'] == pytest.approx([16, 8, 40, 24], abs=1e-6)
+    assert one['mask'] == [pytest.approx([16, 8, 40, 8, 40, 24, 16, 24, 16, 8])]
     assert count(built(cfg)).of_class.sum() == 3
+    assert 'oriented' not in ' '.join(notes(cfg))
+
+
+def test_boxes_and_polygons_of_yolo_in_one_file(place):
+    pytest.importorskip('globox')
+    make_yolo()
+    Path('data/labels/train/0.txt').write_text('0 .5 .5 .2 .2\n1 .1 .1 .4 .1 .4 .5\n')
+    cfg = load('yolo_folder', **BOXES_ONLY)
+    assert [one['bbox'] for one in built(cfg).get_data_info(0)['instances']] == [
+        pytest.approx([25.6, 19.2, 38.4, 28.8], abs=1e-6),
+        pytest.approx([6.4, 4.8, 25.6, 24], abs=1e-6),
+    ]
+    with pytest.raises(RunError, match='annotations in .* have no segmentation, but the config learns masks'):
+        load('yolo_folder')
+
+
+def every_label(text):
+    for path in Path('data/labels').rglob('*.txt'):
+        path.write_text(text)
+
+
+def test_oriented_boxes_of_yolo_are_said(place):
+    pytest.importorskip('globox')
+    make_yolo()
+    every_label('0 .5 .2 .8 .5 .5 .8 .2 .5\n')
+    cfg = load('yolo_folder')
+    assert built(cfg).get_data_info(0)['instances'][0]['bbox'] == pytest.approx([12.8, 9.6, 51.2, 38.4], abs=1e-6)
+    assert [note.split(', as')[0] for note in notes(cfg) if 'oriented' in note] == [
+        'data/labels/train has four corners for each object',
+        'data/labels/val has four corners for each object',
+    ]
 
 
 @pytest.mark.parametrize(
-    'name, text',
-    [('labels/train/0.txt', '0 0.5 half 0.1 0.1'), ('labels/train/0.txt', '7 .5 .5 .1 .1'), ('data.yaml', 'names: []')],
+    'spoil, message',
+    [
+        (lambda: Path('data/labels/train/0.txt').write_text('0 0.5 half 0.1 0.1'), 'labels/train/0.txt cannot be read'),
+        (lambda: Path('data/labels/train/0.txt').write_text('0 .5 .5 .1'), 'labels/train/0.txt cannot be read'),
+        (lambda: Path('data/labels/train/0.txt').write_text('0 30 20 9 9'), 'numbers that are no fractions of the im'),
+        (lambda: Path('data/labels/train/0.txt').write_text('0 .5 nan .1 .1'), 'numbers that are no fractions of the'),
+        (lambda: Path('data/labels/train/0.txt').write_text('0 .1 .1 .2 .1 .2 .2 .1'), 'labels/train/0.txt cannot be'),
+        (lambda: Path('data/labels/train/0.txt').write_bytes(b'\xff\xd8\xff\xe0'), 'train/0.txt is no text in UTF-8'),
+        (lambda: Path('data/labels/train/0.txt').write_text('7 .5 .5 .1 .1'), 'objects of class 7'),
+        (lambda: every_label('0 .5 .5 .2 .2 .45 .5 2 .55 .5 1\n'), 'labels/train has key points, which no config'),
+        (
+            lambda: Path('data/data.yaml').write_text('names: [cat, dog]\nkpt_shape: [2, 2]\n'),
+            'labels/train has key points, which no config .* kpt_shape out of data.yaml',
+        ),
+        (lambda: Path('data/data.yaml').write_text('names: []'), 'data.yaml names no classes'),
+        (lambda: Path('data/data.yaml').write_text('names: cat'), 'data.yaml names no classes'),
+        (lambda: Path('data/data.yaml').write_text('cat\ndog\n'), 'data.yaml is no YAML file with names'),
+        (lambda: Path('data/data.yaml').write_text('names: [cat, cat]'), '2 categories named cat'),
+    ],
 )
-def test_faults_of_yolo_files(name, text, place):
+def test_faults_of_yolo_files(spoil, message, place):
     pytest.importorskip('globox')
     make_yolo()
-    Path('data', name).write_text(text)
-    with pytest.raises(RunError, match=f'{name} cannot be read|objects of class 7|{name} names no classes'):
-        load('yolo_folder')
+    spoil()
+    with pytest.raises(RunError, match=message) as error:
+        load('yolo_folder', **BOXES_ONLY)
+    assert '\n' not in str(error.value)
 
 
 # --- parts -----------------------------------------------------------------------------------------

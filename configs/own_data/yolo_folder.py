@@ -1,10 +1,12 @@
-# Trains any config of boxes for COCO on a dataset of your own in the format of YOLO (needs pip install ".[data]").
+# Trains a config for COCO on a dataset of your own in the format of YOLO (needs pip install ".[data]"): one of boxes,
+# or where all objects have polygons also one of masks.
 #
 #   python tools/train.py configs/retinanet_dat_t_1x_coco.py --override configs/own_data/yolo_folder.py --data my_data
 #
 #   my_data/
 #     images/train/NAME.jpg, images/val/…
-#     labels/train/NAME.txt, labels/val/…             a line per object: class, x and y of the centre, width, height
+#     labels/train/NAME.txt, labels/val/…             a line per object: class, x and y of the centre, width, height; or
+#                                                     class, x1, y1, x2, y2, x3, y3, …, all as fractions of the image
 #     data.yaml or classes.txt                        the names of the classes
 data_root = 'data/own'  # what --data replaces; of all of the following
 classes_from = 'yolo'

@@ -1,11 +1,11 @@
-"""Boxes in PASCAL VOC's XML or YOLO's text files: the package globox reads them, and what follows is as for COCO.
+"""Objects in PASCAL VOC's XML or YOLO's text files: the package globox reads them, and what follows is as for COCO."""
 
-Of YOLO's polygons it reads the boxes around them.
-"""
-
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Optional
 
 import yaml
 
@@ -13,7 +13,7 @@ from mmdat.datasets.files import find_images, image_size
 from mmdat.errors import RunError
 
 from . import coco
-from .layout import LAYOUT_HELP, Layout, require
+from .layout import LAYOUT_HELP, Layout, class_names, require
 
 
 def complete_voc(layout: Layout) -> list[str]:
@@ -28,14 +28,17 @@ def complete_voc(layout: Layout) -> list[str]:
 
     def read(file: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
         place = annotations.get(str(file.relative_to(layout.root)), file) if file.is_file() else file
-        found = [(path, _parsed(globox.Annotation.from_xml, path)) for path in _xml_files(file, place)]
-        own = sorted({box.label for _, annotation in found for box in annotation.boxes})
+        found = []
+        for path in _xml_files(file, place):
+            with _reading(path):
+                found.append(globox.Annotation.from_xml(path))
+        own = sorted({box.label for annotation in found for box in annotation.boxes})
         if not names:  # the training part is read first
             names.extend(own)
         unknown = [name for name in own if name not in names]
         if unknown:
             raise RunError(f'{file} has objects of {", ".join(unknown)}, but the training data have none of them')
-        return _as_coco(globox, [annotation for _, annotation in found], {name: name for name in names})
+        return _as_coco(globox, found, {name: name for name in names})
 
     return coco.complete(layout, read)
 
@@ -47,33 +50,79 @@ def complete_yolo(layout: Layout) -> list[str]:
 
     def read(file: Path, folder: Path) -> tuple[dict[str, Any], list[str]]:
         require(folder)
-        found = []
+        objects: dict[Path, list[list[str]]] = {}
         for image in find_images(folder):
+            path = file / image.relative_to(folder).with_suffix('.txt')
+            objects[image] = _yolo_lines(path) if path.is_file() else []
+        _check_kind(layout, file, [line for lines in objects.values() for line in lines])
+        found, polygons = [], []
+        for image, lines in objects.items():
             size, name = image_size(image), image.relative_to(folder)
-            path = file / name.with_suffix('.txt')
             if size is None:
                 raise RunError(f'{image} has no size that can be read from its head: save it as PNG or JPEG')
             height, width = size.loaded(layout.ignore_orientation)
-            about = dict(image_id=str(name), image_size=(width, height))
-            if path.is_file():
-                found.append(_parsed(_read_yolo, path, globox=globox, **about))
-            else:
-                found.append(globox.Annotation(**about))
+            with _reading(file / name.with_suffix('.txt')):
+                boxes = [_yolo_box(globox, line, (width, height)) for line in lines]
+            found.append(globox.Annotation(str(name), (width, height), boxes))
+            polygons += [_yolo_polygon(line, width, height) for line in lines]
         strays = sorted({box.label for annotation in found for box in annotation.boxes if box.label not in names})
         if strays:
             raise RunError(
                 f'{file} has objects of class {", ".join(strays)}, but there are names of {", ".join(names)}'
             )
-        return _as_coco(globox, found, names)
+        data, changes = _as_coco(globox, found, names)
+        for one, polygon in zip(data['annotations'], polygons):
+            if polygon:
+                one.update(segmentation=[polygon], area=None)
+        return data, changes
 
     return coco.complete(layout, read)
 
 
-def _read_yolo(path: Path, globox: ModuleType, **about: Any) -> Any:
-    """Boxes of a file, or those around its polygons, which have more than a class, four numbers and a score."""
-    numbers = max((len(line.split()) for line in path.read_text().splitlines()), default=0)
-    read = globox.Annotation.from_yolo_seg if numbers > 6 else globox.Annotation.from_yolo_v5
-    return read(path, **about)
+def _yolo_lines(path: Path) -> list[list[str]]:
+    """The fields of each object in a file: its class, and numbers."""
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except ValueError as error:
+        raise RunError(f'{path} is no text in UTF-8: save it as such') from error
+    return [line.split() for line in lines if line.strip()]
+
+
+def _check_kind(layout: Layout, file: Path, lines: list[list[str]]) -> None:
+    """Refuse key points, and say what becomes of oriented boxes."""
+    # x, y and whether it is visible, for each point behind the box
+    points = [line[7::3] if len(line) > 6 and len(line) % 3 == 2 else [] for line in lines]
+    visible = [all(value in ('0', '1', '2', '0.0', '1.0', '2.0') for value in one) for one in points]
+    if _yolo_settings(layout.root).get('kpt_shape') or (lines and all(points) and all(visible)):
+        raise RunError(
+            f'{file} has key points, which no config for boxes and masks learns: leave the class and the four numbers '
+            f'of the box in each line, and kpt_shape out of data.yaml'
+        )
+    if lines and all(len(line) == 9 for line in lines):
+        layout.notes.append(
+            f'{file} has four corners for each object, as oriented boxes are written: what is learnt are the upright '
+            f'boxes around them, and the corners as masks where the config learns masks.'
+        )
+
+
+def _is_polygon(line: list[str]) -> bool:
+    """Whether there are more numbers than a box has, and a score."""
+    return len(line) > 6
+
+
+def _yolo_box(globox: ModuleType, line: list[str], size: tuple[int, int]) -> Any:
+    """The box of a line, or that around its polygon."""
+    numbers = [float(value) for value in line[1:]]
+    if not all(math.isfinite(value) and -1 <= value <= 2 for value in numbers[: None if _is_polygon(line) else 4]):
+        raise ValueError(f'"{" ".join(line)[:60]}" has numbers that are no fractions of the image')
+    kind = globox.BoundingBox
+    return (kind.from_yolo_seg if _is_polygon(line) else kind.from_yolo_v5)(' '.join(line), image_size=size)
+
+
+def _yolo_polygon(line: list[str], width: int, height: int) -> Optional[list[float]]:
+    """The polygon of a line in pixels, ``[x1, y1, x2, y2, …]``; None for a box."""
+    scale = (width, height)
+    return [float(value) * scale[i % 2] for i, value in enumerate(line[1:])] if _is_polygon(line) else None
 
 
 def _globox(layout: str) -> ModuleType:
@@ -84,9 +133,11 @@ def _globox(layout: str) -> ModuleType:
     return globox
 
 
-def _parsed(parse: Any, path: Path, **options: Any) -> Any:
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What globox makes of a file: a fault in it is one sentence."""
     try:
-        return parse(path, **options)
+        yield
     except Exception as error:  # of its own and of float()
         reason = str(getattr(error, 'reason', None) or error or type(error).__name__).split('\n')[0].rstrip('.')
         raise RunError(f'{path} cannot be read ({reason}): correct it, or remove it') from error
@@ -106,24 +157,34 @@ def _xml_files(listed: Path, folder: Path) -> list[Path]:
     return files
 
 
+def _yolo_settings(root: Path) -> dict[str, Any]:
+    """What ``data.yaml`` or ``dataset.yaml`` says; nothing where there is none."""
+    path = _yolo_file(root, 'data.yaml', 'dataset.yaml')
+    if path is None:
+        return {}
+    try:
+        settings = yaml.safe_load(path.read_text(encoding='utf-8-sig'))
+    except (yaml.YAMLError, ValueError) as error:
+        raise RunError(f'{path} is no YAML file with names of the classes: correct it') from error
+    if not isinstance(settings, dict):
+        raise RunError(f'{path} is no YAML file with names of the classes: correct it')
+    return settings
+
+
+def _yolo_file(root: Path, *names: str) -> Optional[Path]:
+    return next((root / name for name in names if (root / name).is_file()), None)
+
+
 def _yolo_names(root: Path) -> dict[str, str]:
     """Names of the classes by their numbers in the files."""
-    for path in (root / 'data.yaml', root / 'dataset.yaml', root / 'classes.txt'):
-        if not path.is_file():
-            continue
-        if path.suffix == '.txt':
-            names = [line.strip() for line in path.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
-        else:
-            try:
-                names = (yaml.safe_load(path.read_text(encoding='utf-8-sig')) or {}).get('names')
-            except (yaml.YAMLError, ValueError, AttributeError) as error:
-                raise RunError(f'{path} is no YAML file with names of the classes: correct it') from error
-        numbered = names.items() if isinstance(names, dict) else enumerate(names or [])
-        found = {str(number): str(name) for number, name in numbered}
-        if not found:
-            raise RunError(f'{path} names no classes: list them under names')
-        return found
-    raise RunError(f'there is neither data.yaml nor classes.txt in {root.absolute()}, which name the classes')
+    path = _yolo_file(root, 'data.yaml', 'dataset.yaml', 'classes.txt')
+    if path is None:
+        raise RunError(f'there is neither data.yaml nor classes.txt in {root.absolute()}, which name the classes')
+    names = class_names(path) if path.suffix == '.txt' else _yolo_settings(root).get('names')
+    if not names or not isinstance(names, (list, dict)):
+        raise RunError(f'{path} names no classes: list them under names')
+    numbered = names.items() if isinstance(names, dict) else enumerate(names)
+    return {str(number): str(name) for number, name in numbered}
 
 
 def _as_coco(globox: ModuleType, annotations: list[Any], names: dict[str, str]) -> tuple[dict[str, Any], list[str]]:

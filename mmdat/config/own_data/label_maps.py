@@ -20,7 +20,7 @@ from mmdat.datasets.files import (
 )
 from mmdat.errors import RunError
 
-from .layout import LAYOUT_HELP, Layout, holds_files, printable, require
+from .layout import LAYOUT_HELP, Layout, class_names, holds_files, require
 
 IGNORED = 255
 Pairs = list[tuple[Path, Path]]
@@ -210,11 +210,7 @@ def _names(layout: Layout) -> list[str]:
     path = layout.root / 'classes.txt'
     if not path.is_file():
         return []
-    try:
-        lines = path.read_text(encoding='utf-8-sig').splitlines()
-    except ValueError as error:
-        raise RunError(f'{path} is no text in UTF-8: save it as such') from error
-    names = [printable(line) for line in lines if line.strip()]
+    names = class_names(path)
     name, count = Counter(names).most_common(1)[0] if names else ('', 0)
     if count > 1:
         raise RunError(f'{path} has {count} classes named {name}: give each a name of its own')

@@ -82,3 +82,12 @@ def holds_files(path: Path) -> bool:
 def printable(name: str) -> str:
     """A name without control characters, which a terminal would obey."""
     return ' '.join(''.join(letter if letter.isprintable() else ' ' for letter in name).split())
+
+
+def class_names(path: Path) -> list[str]:
+    """The names that a text file lists, a class per line; blank lines count for nothing."""
+    try:
+        lines = path.read_text(encoding='utf-8-sig').splitlines()
+    except ValueError as error:
+        raise RunError(f'{path} is no text in UTF-8: save it as such') from error
+    return [printable(line) for line in lines if printable(line)]
