@@ -21,6 +21,10 @@ _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # What a message has in it, and the sentence; groups of the pattern fill in.
 _KNOWN = [
     (r'failed to load image: (\S+)', '{0} is not a readable image: replace it, or take it out of the dataset'),
+    (
+        r'At least one stride in the given numpy array is negative',
+        'an image of the dataset has a side of one pixel, which is lost when images are flipped: take it out',
+    ),
     (r"No such file or directory: '([^']+)'", 'there is no file {0}: put it there, or correct what names it'),
     (r'(the image must have at least \d+x\d+ pixels, got \d+x\d+)', '{0}: resize or pad it in the pipeline'),
     (r'(\S+ is not in the [\w: ]+ registry)', 'the config cannot be used, as {0}: correct the type'),

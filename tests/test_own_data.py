@@ -654,6 +654,13 @@ def test_images_beside_the_folders_are_named(place):
             'no images of the class cat .*4 images, such as .* lie in no folder of a class',
         ),
         (lambda: Path('data/train/cat/9.png').write_bytes(bomb()), '9.png is too large to be loaded'),
+        (lambda: cut('data/train/cat/9.bmp'), 'cat/9.bmp cannot be read by the LoadImageFromFile .* PNG or JPEG$'),
+        (
+            lambda: small('data/train/cat/9.png', 1, 1),
+            '9.png has 1x1 pixels .*, but .* from 32x32 on: take it out .* pad',
+        ),
+        (lambda: small('data/val/cat/9.png', 31, 40), 'val/cat/9.png has 31x40 pixels'),
+        (lambda: floats('data/train/cat/9.tif'), "cat/9.tif cannot be read .* set imdecode_backend='tifffile' in the"),
     ],
 )
 def test_class_folders_that_cannot_be_learnt(spoil, message, place):
@@ -663,8 +670,18 @@ def test_class_folders_that_cannot_be_learnt(spoil, message, place):
         load('class_folders')
 
 
+def small(path, height, width):
+    assert cv2.imwrite(path, np.zeros((height, width, 3), np.uint8))
+
+
+def floats(path):
+    Image.fromarray(np.zeros(SIZE, np.float32)).save(path)
+
+
 def cut(path):
     """Take the end of a file away."""
+    if not Path(path).exists():
+        small(path, *SIZE)
     Path(path).write_bytes(Path(path).read_bytes()[:-40])
 
 
@@ -677,6 +694,48 @@ def bomb():
 
     head = chunk(b'IHDR', (10**5).to_bytes(4, 'big') * 2 + b'\x08\x00\x00\x00\x00')
     return b'\x89PNG\r\n\x1a\n' + head + chunk(b'IDAT', zlib.compress(bytes(1000))) + chunk(b'IEND', b'')
+
+
+@pytest.mark.parametrize(
+    'step, size, message',
+    [
+        ('', (31, 40), 'has 31x40 pixels .* from 32x32 on: take it out of the dataset, or resize or pad images in its'),
+        ('dict(type="Resize", scale=(64, 64)),', (31, 40), None),
+        (
+            'dict(type="Resize", scale=(64, 64)),',
+            (1, 40),
+            'has 1x40 pixels .* from 2x2 on: take it out of the dataset$',
+        ),
+    ],
+)
+@pytest.mark.parametrize('helper, make', [('image_label_folder', make_maps), ('class_folders', make_folders)])
+def test_small_images(helper, make, step, size, message, place):
+    """The toolboxes flip and squeeze what has a side of one pixel into something else."""
+    make()
+    folder = 'images/train' if helper == 'image_label_folder' else 'train/cat'
+    small(f'data/{folder}/9.jpg', *size)
+    if helper == 'image_label_folder':
+        assert cv2.imwrite('data/labels/train/9.png', np.eye(*size, dtype=np.uint8))
+    base = ROOT / f'configs/demo/{CONFIGS[helper]}.py'
+    load_steps = 'dict(type="LoadImageFromFile"), dict(type="LoadAnnotations")'
+    Path('mine.py').write_text(
+        f'_base_ = "{base}"\ntrain_dataloader = dict(dataset=dict(pipeline=[{load_steps}, {step}]))\n'
+    )
+    options = dict(override=str(ROOT / f'configs/own_data/{helper}.py'), data='data', work_dir='work')
+    if message is None:
+        load_config('mine.py', **options)
+        return
+    with pytest.raises(RunError, match=message):
+        load_config('mine.py', **options)
+
+
+def test_maps_of_any_config_with_a_side_of_one_pixel(place):
+    make_maps()
+    cfg = load('image_label_folder')
+    small('data/images/train/2.jpg', 40, 1)
+    assert cv2.imwrite('data/labels/train/2.png', np.zeros((40, 1), np.uint8))
+    with pytest.raises(RunError, match='data/labels/train/2.png has a side of one pixel, which mmseg loses: take it'):
+        count(built(cfg))
 
 
 @pytest.mark.parametrize('helper', ['coco_folder', 'image_label_folder'])
@@ -874,9 +933,32 @@ def test_colours_are_well_apart(number):
 
 def test_the_same_names_are_held_out_every_time():
     names = [f'{i}.jpg' for i in range(50)]
-    chosen = held_out(names, 0.2)
-    assert len(chosen) == 10 and held_out(names[::-1], 0.2) == chosen and held_out(names, 0.2, seed=1) != chosen
-    assert len(held_out(names[:2], 0.01)) == len(held_out(names[:2], 0.99)) == 1
+    chosen = held_out(names, 0.2, 0)
+    assert len(chosen) == 10 and held_out(names[::-1], 0.2, 0) == chosen and held_out(names, 0.2, 1) != chosen
+    assert len(held_out(names[:2], 0.01, 0)) == len(held_out(names[:2], 0.99, 0)) == 1
+
+
+@pytest.mark.parametrize(
+    'helper, make', [('coco_folder', make_coco), ('image_label_folder', make_maps), ('class_folders', make_folders)]
+)
+def test_a_seed_chooses_what_is_held_out(helper, make, place):
+    make(splits=('train',))
+
+    def parts(seed):
+        cfg = load(helper, val_fraction=0.25, val_seed=seed)
+        parts = [built(cfg, part) for part in COUNTS]
+        return [tuple(one.get_data_info(i)['img_path'] for i in range(len(one))) for one in parts]
+
+    found = [parts(seed) for seed in (0, 1, 0)]
+    assert found[0] == found[2] != found[1]
+    assert all(not set(train) & set(val) and len(train) == 3 * len(val) for train, val in found)
+
+
+@pytest.mark.parametrize('seed', ['one', 1.5, True])
+def test_seeds_that_are_none(seed, place):
+    make_folders(splits=('train',))
+    with pytest.raises(RunError, match='val_seed.* must be a '):
+        load('class_folders', val_fraction=0.25, val_seed=seed)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@
 data_root = 'data/own'  # what --data replaces
 classes_from = 'class_folders'
 val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
+val_seed = 0  # which images these are
 
 val_evaluator = dict(topk=(1,))  # there may be fewer than five classes
 test_evaluator = val_evaluator

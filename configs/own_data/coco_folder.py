@@ -9,6 +9,7 @@
 data_root = 'data/own'  # what --data replaces; of all of the following
 classes_from = 'coco'
 val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
+val_seed = 0  # which images these are
 
 train_dataloader = dict(dataset=dict(ann_file='annotations/train.json', data_prefix=dict(img='train/')))
 val_dataloader = dict(dataset=dict(ann_file='annotations/val.json', data_prefix=dict(img='val/')))

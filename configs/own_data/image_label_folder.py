@@ -12,6 +12,7 @@ data_root = 'data/own'  # what --data replaces; of all of the following
 classes_from = 'label_maps'
 # Options, such as --cfg-options label_map=0:0,255:1
 val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
+val_seed = 0  # which images these are
 reduce_zero_label = False  # True: labels start at 1, and 0 marks what belongs to none
 label_map = {}  # values of the maps and the labels that they become, '0:0,100:1,200:2'; other values stay
 

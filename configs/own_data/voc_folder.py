@@ -12,6 +12,7 @@
 data_root = 'data/own'  # what --data replaces; of all of the following
 classes_from = 'voc'
 val_fraction = None  # the part of the training images that is held back for validation, such as 0.1
+val_seed = 0  # which images these are
 
 places = dict(img='JPEGImages/', ann='Annotations/')
 train_dataloader = dict(dataset=dict(ann_file='ImageSets/Main/train.txt', data_prefix=places))

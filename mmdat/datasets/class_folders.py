@@ -18,6 +18,7 @@ class ClassFolders(BaseDataset):
     Args:
         folders: The names of the folders, in the order of the labels.
         val_fraction: The part of each folder's images that ``held_out`` chooses, or leaves.
+        val_seed: Which images these are.
         held_out: Whether to be the validation part, where there is a ``val_fraction``.
         **kwargs: As for mmpretrain's BaseDataset.
     """
@@ -26,13 +27,14 @@ class ClassFolders(BaseDataset):
         self,
         folders: Sequence[str],
         val_fraction: Optional[float] = None,
+        val_seed: int = 0,
         held_out: bool = False,
         lazy_init: bool = False,
         **kwargs,
     ):
         super().__init__(ann_file='', lazy_init=True, **kwargs)
         self.folders = list(folders)
-        self.val_fraction, self.held_out = val_fraction, held_out
+        self.val_fraction, self.val_seed, self.held_out = val_fraction, val_seed, held_out
         if not lazy_init:
             self.full_init()
 
@@ -41,7 +43,7 @@ class ClassFolders(BaseDataset):
         for label, folder in enumerate(self.folders):
             images = find_images(Path(self.img_prefix) / folder)
             if self.val_fraction and len(images) > 1:
-                chosen = held_out(images, self.val_fraction)
+                chosen = held_out(images, self.val_fraction, self.val_seed)
                 images = [image for image in images if (image in chosen) == self.held_out]
             elif self.val_fraction and self.held_out:
                 images = []

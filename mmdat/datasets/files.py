@@ -64,7 +64,7 @@ def pair_files(images: Path, labels: Path, img_suffix: str, seg_map_suffix: str)
     return pairs
 
 
-def held_out(names: Sequence[Any], fraction: float, seed: int = 0) -> set[Any]:
+def held_out(names: Sequence[Any], fraction: float, seed: int) -> set[Any]:
     """A random part of some names, at least one and not all; the same for the same names and seed."""
     count = min(max(round(len(names) * fraction), 1), len(names) - 1)
     return set(random.Random(seed).sample(sorted(names), count))

@@ -191,6 +191,8 @@ def _count_pixels(dataset: Any, first: dict, paths: list[Path], number: int) -> 
         return None
     pixels = np.zeros(256, dtype=np.int64)
     for path, label_map in zip(paths, in_threads(read_label_map, paths)):
+        if min(label_map.height, label_map.width) < 2:
+            raise RunError(f'{path} has a side of one pixel, which mmseg loses: take it out of the dataset')
         for value, amount in label_map.pixels.items():
             label = table[value]
             if number <= label != IGNORED:

@@ -22,14 +22,14 @@ _LAYOUTS = dict(
     yolo=converted.complete_yolo,
 )
 _OF_DATASETS = ('ann_file', 'data_prefix', 'split', 'img_suffix', 'seg_map_suffix', 'reduce_zero_label')
-_OPTIONS = ('classes_from', 'val_fraction', 'reduce_zero_label', 'label_map')
+_OPTIONS = ('classes_from', 'val_fraction', 'val_seed', 'reduce_zero_label', 'label_map')
 
 
 def complete_config(cfg: Config, work_dir: str) -> list[str]:
     """Put a config's datasets below its ``data_root``, with the classes that ``classes_from`` says, in place.
 
-    Taken out of the config are ``classes_from`` and the options that go with it: ``val_fraction``, and for label maps
-    ``reduce_zero_label`` and ``label_map``. ``classes_from`` is one of:
+    Taken out of the config are ``classes_from`` and the options that go with it: ``val_fraction``, ``val_seed``, and
+    for label maps ``reduce_zero_label`` and ``label_map``. ``classes_from`` is one of:
 
     - ``'coco'``: the categories of ``ann_file``; ``ann_file`` of COCO's metrics follows, too. Fields that are missing
       are completed in a copy below the work directory.
@@ -57,6 +57,7 @@ def complete_config(cfg: Config, work_dir: str) -> list[str]:
             f'there is no directory {root.absolute()} with your data: name yours with --data DIRECTORY; {LAYOUT_HELP}'
         )
     _check_fraction(options['val_fraction'])
+    options['val_seed'] = _checked_seed(options['val_seed'])
     for part in ('train', 'val', 'test'):
         _push_down(cfg[f'{part}_dataloader'].dataset)
     test_is_val = cfg.get('test_dataloader') == cfg.get('val_dataloader')
@@ -126,3 +127,11 @@ def _check_fraction(fraction: Any) -> None:
     good = isinstance(fraction, (int, float)) and not isinstance(fraction, bool) and 0 < fraction < 1
     if fraction is not None and not good:
         raise RunError(f'val_fraction must be a number between 0 and 1, such as 0.1, got {fraction!r}')
+
+
+def _checked_seed(seed: Any) -> int:
+    if seed is None:
+        return 0
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise RunError(f'val_seed must be a whole number, got {seed!r}')
+    return seed

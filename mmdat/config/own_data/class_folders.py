@@ -41,9 +41,9 @@ def _complete(layout: Layout, part: str, dataset: ConfigDict, folders: list[str]
     place = _place(dataset)
     if part == 'val' and layout.val_fraction:
         place = _place(layout.datasets('train')[0])
-        dataset.update(val_fraction=layout.val_fraction, held_out=True)
+        dataset.update(val_fraction=layout.val_fraction, val_seed=layout.val_seed, held_out=True)
     elif part == 'train' and layout.val_fraction:
-        dataset.update(val_fraction=layout.val_fraction, held_out=False)
+        dataset.update(val_fraction=layout.val_fraction, val_seed=layout.val_seed, held_out=False)
     elif part == 'val' and not holds_files(layout.root / place):
         layout.without_validation = True
     elif part == 'val':
@@ -52,7 +52,7 @@ def _complete(layout: Layout, part: str, dataset: ConfigDict, folders: list[str]
     for key in ('split', 'ann_file'):
         dataset.pop(key, None)
     if part == 'train' or (part == 'val' and not layout.without_validation and not layout.val_fraction):
-        _check_images(layout, layout.root / place, folders, needed=part == 'train')
+        _check_images(layout, layout.root / place, folders, part)
 
 
 def _folders(path: Path) -> list[str]:
@@ -76,7 +76,7 @@ def _check_same(layout: Layout, path: Path, folders: list[str]) -> None:
         layout.notes.append(f'{path} has no images of {", ".join(missing)}: of these classes nothing is validated.')
 
 
-def _check_images(layout: Layout, path: Path, folders: list[str], needed: bool) -> None:
+def _check_images(layout: Layout, path: Path, folders: list[str], part: str) -> None:
     empty, unread, images = [], Counter(), []
     outside = [file for file in path.iterdir() if file.is_file() and file.suffix.lower() in IMAGE_SUFFIXES]
     for folder in folders:
@@ -89,7 +89,7 @@ def _check_images(layout: Layout, path: Path, folders: list[str], needed: bool) 
             empty.append(folder)
     beside = f'{len(outside)} images, such as {outside[0]}, lie in no folder of a class' if outside else ''
     listed = ', '.join(f'{count} {suffix or "without suffix"}' for suffix, count in unread.most_common(5))
-    if (empty and needed) or not images:
+    if (empty and part == 'train') or not images:
         holds = f'; files of other kinds are not read ({listed})' if listed else ''
         holds += f'; {beside}' if beside else ''
         raise RunError(
@@ -100,4 +100,4 @@ def _check_images(layout: Layout, path: Path, folders: list[str], needed: bool) 
         layout.notes.append(f'{beside}, and are not used.')
     if listed:
         layout.notes.append(f'{sum(unread.values())} files in {path} are no images that are read: {listed}.')
-    in_threads(image_size, images)
+    layout.check_images(part, images, in_threads(image_size, images))

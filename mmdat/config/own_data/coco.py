@@ -93,6 +93,7 @@ def _complete_file(layout: Layout, file: Path, folder: Path, masks: bool, read: 
     completed = complete_fields(*read(file, folder), file, folder, layout.ignore_orientation, masks)
     if completed.unturned and not layout.ignore_orientation:
         layout.load_unturned()
+    layout.check_loaded(folder / image['file_name'] for image in completed.data['images'])
     check_boxes(completed)
     if completed.changes:
         layout.notes.append(f'{file} is completed in a copy: {"; ".join(completed.changes)}.')
@@ -115,7 +116,7 @@ def _split(layout: Layout, train: list[Completed]) -> tuple[list[Completed], lis
         ids = [image['id'] for image in one.data['images']]
         if len(ids) < 2:
             raise RunError(f'{one.file} lists only {len(ids)} image, so none can be held back for validation')
-        out = held_out(ids, layout.val_fraction)
+        out = held_out(ids, layout.val_fraction, layout.val_seed)
         kept.append(one.subset([number for number in ids if number not in out]))
         chosen.append(one.subset(sorted(out)))
     layout.notes.append(

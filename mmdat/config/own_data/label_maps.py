@@ -34,10 +34,10 @@ def complete(layout: Layout) -> list[str]:
         for dataset in layout.datasets(part):
             pairs[part] = pairs.get(part, []) + _complete(layout, part, dataset, values)
     if layout.val_fraction:
-        chosen = held_out([image for image, _ in pairs['train']], layout.val_fraction)
+        chosen = held_out([image for image, _ in pairs['train']], layout.val_fraction, layout.val_seed)
         pairs['val'] = [pair for pair in pairs['train'] if pair[0] in chosen]
         pairs['train'] = [pair for pair in pairs['train'] if pair[0] not in chosen]
-    maps = {part: _read(layout, pairs[part]) for part in ('train', 'val') if pairs.get(part)}
+    maps = {part: _read(layout, part, pairs[part]) for part in ('train', 'val') if pairs.get(part)}
     names = _names(layout)
     classes = names or _counted(layout, maps['train'], values)
     for found in maps.values():
@@ -112,11 +112,12 @@ def _complete(layout: Layout, part: str, dataset: ConfigDict, values: ValueMap) 
             img_suffix=source.img_suffix,
             seg_map_suffix=source.seg_map_suffix,
             val_fraction=layout.val_fraction,
+            val_seed=layout.val_seed,
             held_out=True,
         )
         return []
     if part == 'train' and layout.val_fraction:
-        dataset.update(val_fraction=layout.val_fraction, held_out=False)
+        dataset.update(val_fraction=layout.val_fraction, val_seed=layout.val_seed, held_out=False)
     images, labels = layout.root / dataset.data_prefix.img_path, layout.root / dataset.data_prefix.seg_map_path
     if part == 'test' and not (holds_files(images) and holds_files(labels)):
         dataset.setdefault('img_suffix', layout.datasets('train')[0].img_suffix)
@@ -172,10 +173,12 @@ def _other_suffix(pairs: Pairs, labels: Path, img_suffix: str) -> str:
     return ''
 
 
-def _read(layout: Layout, pairs: Pairs) -> dict[Path, LabelMap]:
+def _read(layout: Layout, part: str, pairs: Pairs) -> dict[Path, LabelMap]:
     """All label maps, seen to have the size of their images."""
     maps = in_threads(read_label_map, [label_map for _, label_map in pairs])
-    sizes = in_threads(image_size, [image for image, _ in pairs])
+    images = [image for image, _ in pairs]
+    sizes = in_threads(image_size, images)
+    layout.check_images(part, images, sizes)
     stored = []
     for (image, path), label_map, size in zip(pairs, maps, sizes):
         own = (label_map.height, label_map.width)

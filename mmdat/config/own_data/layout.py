@@ -1,16 +1,23 @@
 """What the layouts share."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config, ConfigDict
 
-from mmdat.datasets.files import hidden
+from mmdat.datasets.files import ImageSize, hidden, in_threads
 from mmdat.errors import RunError
+from mmdat.models.dat import MIN_SIZE
 
 from ..walk import dicts, innermost_datasets
 
+# Parts of the names of transforms that change the size of images.
+_RESIZING = ('Resize', 'Crop', 'Pad', 'Scale')
+# What every loader reads.
+_COMMON = ('.jpg', '.jpeg', '.png', '.webp')
 LAYOUT_HELP = 'docs/custom_data.md shows where files are looked for, and how to name other places'
 
 
@@ -40,6 +47,10 @@ class Layout:
     def val_fraction(self) -> Optional[float]:
         return self.options['val_fraction']
 
+    @property
+    def val_seed(self) -> int:
+        return self.options['val_seed']
+
     def datasets(self, part: str) -> list[ConfigDict]:
         """The datasets of a part (train, val or test) that read files."""
         loader = self.cfg.get(f'{part}_dataloader')
@@ -56,6 +67,34 @@ class Layout:
         loaders = self.transforms('LoadImageFromFile')
         return any(_ignores_orientation(loader) for loader in loaders)
 
+    def check_images(self, part: str, images: Sequence[Path], sizes: Sequence[Optional[ImageSize]]) -> None:
+        """Refuse images that the config's own loader cannot read, or that stay smaller than the backbone takes.
+
+        Args:
+            part: train, val or test.
+            images: The files.
+            sizes: What their heads say.
+        """
+        steps = [step for dataset in self.datasets(part) for step in dataset.get('pipeline') or []]
+        # The toolboxes squeeze label maps and flip images, which goes wrong with a side of one pixel.
+        least = 2 if any(word in step['type'] for step in steps for word in _RESIZING) else MIN_SIZE
+        for image, size in zip(images, sizes):
+            if size is not None and min(size.height, size.width) < least:
+                remedy = ', or resize or pad images in its pipeline' if least == MIN_SIZE else ''
+                raise RunError(
+                    f'{image} has {size.height}x{size.width} pixels (height x width), but the config takes images from '
+                    f'{least}x{least} on: take it out of the dataset{remedy}'
+                )
+        self.check_loaded(images)
+
+    def check_loaded(self, images: Iterable[Path]) -> None:
+        """Refuse images that the config's own loader cannot read; kinds that every loader reads are not loaded."""
+        loader = next(iter(self.transforms('LoadImageFromFile')), None)
+        rare = [image for image in images if image.suffix.lower() not in _COMMON]
+        if loader and rare:
+            load = LoadImageFromFile(**{key: value for key, value in loader.items() if key != 'type'})
+            in_threads(lambda image: _load(load, image), rare)
+
     def load_unturned(self) -> None:
         """Have images loaded as their files store them."""
         for loader in self.transforms('LoadImageFromFile'):
@@ -66,6 +105,17 @@ class Layout:
 def _ignores_orientation(loader: dict) -> bool:
     backend, color = loader.get('imdecode_backend', 'cv2'), loader.get('color_type', 'color')
     return backend in ('turbojpeg', 'tifffile') or color == 'unchanged' or color.endswith('_ignore_orientation')
+
+
+def _load(load: Callable[[dict], Any], image: Path) -> None:
+    try:
+        load(dict(img_path=str(image)))
+    except Exception as error:  # each backend has its own
+        hint = ", or for TIFFs of other numbers than 8 bits set imdecode_backend='tifffile' in the pipelines"
+        raise RunError(
+            f'{image} cannot be read by the LoadImageFromFile of the config: save it as PNG or JPEG'
+            f'{hint if image.suffix.lower().startswith(".tif") else ""}'
+        ) from error
 
 
 def require(path: Path) -> None:
