@@ -1,9 +1,11 @@
 """mmdat.export and its tools: what onnxruntime makes of exported models, and refusals in one sentence."""
 
+import io
 import json
 import shutil
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -28,6 +30,8 @@ from mmdat.models.arch import ARCHS
 
 try:
     require_packages()
+    import onnxruntime
+
     MISSING = ''
 except RunError as error:
     MISSING = str(error)
@@ -282,6 +286,38 @@ def test_an_older_file_stays_until_the_new_one_is_good(tmp_path, monkeypatch):
     with pytest.raises(RunError, match='was not kept'):
         call(monkeypatch, ROOT / 'configs/demo/datnano_shapes.py', path, '--size', 64, 64)
     assert list(tmp_path.iterdir()) == [path] and path.read_bytes() == b'old'
+
+
+@can_export
+@pytest.mark.parametrize('open_sizes', [False, True], ids=['fixed', 'dynamic'])
+@pytest.mark.parametrize('change', [dict(), dict(attn_impl='tiled'), dict(position_bias='log')], ids=str)
+def test_the_older_exporter_of_pytorch(change, open_sizes, nano):
+    """Which mmdeploy and others call: right at other sizes, too, where they are left open."""
+    change = dict(change)
+    attn_impl = change.pop('attn_impl', 'fast')
+    model = DAT({**nano, **change}, img_size=64, attn_impl=attn_impl).eval()
+    names = ['stage1', 'stage2', 'stage3', 'stage4']
+    axes = {name: {0: 'batch', 2: 'height', 3: 'width'} for name in ['image', *names]} if open_sizes else None
+    file = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # it is deprecated, and its tracer warns of much
+        torch.onnx.export(
+            model,
+            (torch.randn(1, 3, 64, 96),),
+            file,
+            input_names=['image'],
+            output_names=names,
+            dynamic_axes=axes,
+            opset_version=17,
+            dynamo=False,
+        )
+    session = onnxruntime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
+    for shape in [(1, 3, 64, 96), (2, 3, 70, 93), (1, 3, 96, 33)][: 3 if open_sizes else 1]:
+        x = torch.randn(shape)
+        with torch.no_grad():
+            expected = model(x)
+        for out, right in zip(session.run(None, dict(image=x.numpy())), expected):
+            np.testing.assert_allclose(out, right.numpy(), rtol=1e-4, atol=1e-5 * float(right.abs().max()))
 
 
 def test_classes_are_found_whatever_toolbox_is_current():

@@ -729,6 +729,14 @@ def test_small_images(helper, make, step, size, message, place):
         load_config('mine.py', **options)
 
 
+def test_photos_with_a_side_of_one_pixel(place):
+    make_coco(lambda data: data['images'].append(dict(id=9, file_name='9.png', height=1, width=40)))
+    for split in COUNTS:
+        small(f'data/{split}/9.png', 1, 40)
+    with pytest.raises(RunError, match='train/9.png has 1x40 pixels .* from 2x2 on: take it out of the dataset$'):
+        load('coco_folder')
+
+
 def test_maps_of_any_config_with_a_side_of_one_pixel(place):
     make_maps()
     cfg = load('image_label_folder')

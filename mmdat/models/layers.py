@@ -39,7 +39,8 @@ def channelwise(layer: nn.Module, x: Tensor) -> Tensor:
     Returns:
         An NCHW map, channels-last in memory.
     """
-    return layer(x.movedim(1, -1)).movedim(-1, 1)
+    last = x.dim() - 1  # PyTorch's older ONNX exporter writes a -1 as it is, which is no axis there
+    return layer(x.movedim(1, last)).movedim(last, 1)
 
 
 class ConvNorm(nn.ModuleList):

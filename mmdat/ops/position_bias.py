@@ -108,7 +108,7 @@ class LogBias:
         displacement = _displacement(self, queries) * 4
         displacement = displacement.sign() * torch.log2(displacement.abs() + 1) / math.log2(8)
         weight1, bias1, weight2 = [x.to(displacement.dtype) for x in (self.weight1, self.bias1, self.weight2)]
-        return F.linear(F.linear(displacement, weight1, bias1).relu(), weight2).movedim(-1, 2).flatten(1, 2)
+        return F.linear(F.linear(displacement, weight1, bias1).relu(), weight2).permute(0, 1, 4, 2, 3).flatten(1, 2)
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,7 +7,7 @@ from typing import Any, Callable, Optional
 
 from mmengine.config import ConfigDict
 
-from mmdat.datasets.files import held_out
+from mmdat.datasets.files import ImageSize, held_out
 from mmdat.errors import RunError
 
 from ..walk import dicts
@@ -79,7 +79,7 @@ def _is_missing(layout: Layout) -> bool:
 
 def _part(layout: Layout, part: str, read: Reader) -> list[Completed]:
     return [
-        _complete_file(layout, file, folder, _learns_masks(dataset), read)
+        _complete_file(layout, part, file, folder, _learns_masks(dataset), read)
         for dataset, file, folder in _sources(layout, part)
     ]
 
@@ -88,12 +88,14 @@ def _learns_masks(dataset: ConfigDict) -> bool:
     return any(transform.get('with_mask') for transform in dataset.pipeline)
 
 
-def _complete_file(layout: Layout, file: Path, folder: Path, masks: bool, read: Reader) -> Completed:
+def _complete_file(layout: Layout, part: str, file: Path, folder: Path, masks: bool, read: Reader) -> Completed:
     require(file)
     completed = complete_fields(*read(file, folder), file, folder, layout.ignore_orientation, masks)
     if completed.unturned and not layout.ignore_orientation:
         layout.load_unturned()
-    layout.check_loaded(folder / image['file_name'] for image in completed.data['images'])
+    images = completed.data['images']
+    sizes = [ImageSize(image['height'], image['width'], False) for image in images]
+    layout.check_images(part, [folder / image['file_name'] for image in images], sizes)
     check_boxes(completed)
     if completed.changes:
         layout.notes.append(f'{file} is completed in a copy: {"; ".join(completed.changes)}.')
@@ -194,7 +196,7 @@ def _complete_test(layout: Layout, train: Completed, read: Reader) -> None:
     for dataset, file, folder in _sources(layout, 'test'):
         fault: Optional[str] = None
         try:
-            one = _complete_file(layout, file, folder, _learns_masks(dataset), read)
+            one = _complete_file(layout, 'test', file, folder, _learns_masks(dataset), read)
             _check_same(one, train)
         except RunError as error:
             fault = str(error)

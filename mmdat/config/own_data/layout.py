@@ -1,6 +1,6 @@
 """What the layouts share."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -68,16 +68,17 @@ class Layout:
         return any(_ignores_orientation(loader) for loader in loaders)
 
     def check_images(self, part: str, images: Sequence[Path], sizes: Sequence[Optional[ImageSize]]) -> None:
-        """Refuse images that the config's own loader cannot read, or that stay smaller than the backbone takes.
+        """Refuse images that stay smaller than the backbone takes, or that the config's own loader cannot read.
+
+        Of kinds that every loader reads, only heads are looked at.
 
         Args:
             part: train, val or test.
             images: The files.
             sizes: What their heads say.
         """
-        steps = [step for dataset in self.datasets(part) for step in dataset.get('pipeline') or []]
         # The toolboxes squeeze label maps and flip images, which goes wrong with a side of one pixel.
-        least = 2 if any(word in step['type'] for step in steps for word in _RESIZING) else MIN_SIZE
+        least = 2 if self._changes_sizes(part) else MIN_SIZE
         for image, size in zip(images, sizes):
             if size is not None and min(size.height, size.width) < least:
                 remedy = ', or resize or pad images in its pipeline' if least == MIN_SIZE else ''
@@ -85,15 +86,17 @@ class Layout:
                     f'{image} has {size.height}x{size.width} pixels (height x width), but the config takes images from '
                     f'{least}x{least} on: take it out of the dataset{remedy}'
                 )
-        self.check_loaded(images)
-
-    def check_loaded(self, images: Iterable[Path]) -> None:
-        """Refuse images that the config's own loader cannot read; kinds that every loader reads are not loaded."""
         loader = next(iter(self.transforms('LoadImageFromFile')), None)
         rare = [image for image in images if image.suffix.lower() not in _COMMON]
         if loader and rare:
             load = LoadImageFromFile(**{key: value for key, value in loader.items() if key != 'type'})
             in_threads(lambda image: _load(load, image), rare)
+
+    def _changes_sizes(self, part: str) -> bool:
+        """Whether images are resized, cropped or padded."""
+        steps = [step for dataset in self.datasets(part) for step in dataset.get('pipeline') or []]
+        padded = any(node.get('pad_size_divisor') for node in dicts(self.cfg.model))
+        return padded or any(word in str(step.get('type')) for step in steps for word in _RESIZING)
 
     def load_unturned(self) -> None:
         """Have images loaded as their files store them."""

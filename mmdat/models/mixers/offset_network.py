@@ -87,8 +87,12 @@ class OffsetNetwork(nn.ModuleList):
         batch = query.shape[0]  # len() would fix it in an exported program
         if max(self.min_size) > 1:
             query = pad_to(query, *self.min_size)
-        features = conv(query.unflatten(1, (self.groups, -1)).flatten(0, 1)).movedim(1, -1)
-        offset = linear(act(norm(features))).unflatten(0, (batch, self.groups))
+        # PyTorch's older ONNX exporter takes sizes for constants where it meets unflatten, and writes axes of -1.
+        channels = query.shape[1] // self.groups
+        features = conv(query.reshape(batch * self.groups, channels, *query.shape[2:]))
+        features = features.movedim(1, features.dim() - 1)
+        offset = linear(act(norm(features)))
+        offset = offset.reshape(batch, self.groups, *offset.shape[1:])
         offset = offset.to(torch.promote_types(offset.dtype, torch.float32))
         key_size = offset.shape[2:-1]
         reference = reference_points(key_size, self.convention, offset)
