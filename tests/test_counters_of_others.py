@@ -3,11 +3,16 @@
 import re
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.analysis import FlopAnalyzer, get_model_complexity_info
 from paths import DEMO
+from torch.utils.flop_counter import FlopCounterMode
 
 from mmdat import analysis
 from mmdat.apis import build_model
@@ -46,3 +51,28 @@ def test_get_flops_of_the_toolboxes(package, config, options, generation, workpl
         assert found['Flops'] == pytest.approx(sum(own.values()), rel=0.1)
     else:
         assert found['Flops'] > sum(analysis.model_operations(model, cfg, (64, 64), backbone_only=True).values())
+
+
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+def test_products_of_a_detector(generation, monkeypatch):
+    """As mmdet's get_flops.py asks MMEngine: the convolutions and products that PyTorch counts in the plain form."""
+    cfg = load_config(str(DEMO / f'maskrcnn_{generation}nano_shapes.py'))
+    model = build_model(cfg).eval()
+    cfg.model.backbone.attn_impl = 'naive'
+    plain = build_model(cfg).eval()
+    plain.load_state_dict(model.state_dict())
+    image, size = torch.rand(1, 3, 96, 128), (96, 128)
+    sample = DetDataSample(
+        metainfo=dict(img_shape=size, ori_shape=size, batch_input_shape=size, scale_factor=(1.0, 1.0))
+    )
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        plain(image, [sample])
+    counted = {str(name).split('.')[1]: count // 2 for name, count in counter.get_flop_counts()['Global'].items()}
+
+    monkeypatch.setattr(model, 'forward', partial(model.forward, data_samples=[sample]))
+    by_operator = FlopAnalyzer(model, (image,)).by_operator()
+    assert by_operator['conv'] == counted['convolution']
+    assert by_operator['linear'] == counted['addmm'] + counted['mm']
+    assert by_operator['matmul'] == counted['bmm'] > 0
+    total = get_model_complexity_info(model, None, inputs=image, show_table=False, show_arch=False)['flops']
+    assert total == sum(by_operator.values()) < 1.02 * sum(counted.values())
