@@ -30,8 +30,10 @@ def test_training_and_prediction_are_those_of_compiled_operators(name, calls):
     assert sorted(calls.names) == operators
     assert result.keys() == expected.keys()
     for key, value in result.items():
-        # The gradient of bilinear sampling jumps from pixel to pixel: that of a whole model shows every rounding.
-        relative, absolute = {'gradient norm': (1e-3, 0), 'bboxes': (0, 1e-3)}.get(key, (1e-5, 1e-5))
+        # The gradient of bilinear sampling jumps from pixel to pixel: that of a whole model shows every rounding. A
+        # pixel at the threshold of its mask falls to either side of it by rounding.
+        rounded = {'gradient norm': (1e-3, 0), 'bboxes': (0, 1e-3), 'mask areas': (1e-3, 2)}
+        relative, absolute = rounded.get(key, (1e-5, 1e-5))
         torch.testing.assert_close(value, expected[key], rtol=relative, atol=absolute, msg=f'{key}: {value}')
 
 
