@@ -129,6 +129,8 @@ def test_dtypes_and_heads_without_a_kernel_are_named(monkeypatch):
         call_deformable()
     with pytest.raises(ValueError, match='up to 64 channels, not 80'):
         call_deformable(dtype=torch.float32, dim=80)
+    with pytest.raises(ValueError, match='up to 65535 images times heads, not 65536'):
+        table_attention(2, impl='triton')(*attention_inputs(32768, 2, 1, (1, 1), (1, 1), (1, 1), torch.float32, 1))
 
 
 def test_tensors_without_values_run_no_kernel():

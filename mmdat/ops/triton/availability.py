@@ -7,9 +7,13 @@ from typing import Optional
 import torch
 from torch import Tensor
 
+from ..checks import sizes_are_numbers
+
 #: Of dot's options and of arguments that get no kernel of their own.
 OLDEST_TRITON = (3, 2)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+#: Images times heads, which are an axis of the kernels' grids: CUDA's limit.
+MOST_HEADS = 65535
 
 
 def interpreted() -> bool:
@@ -31,6 +35,10 @@ def check_available(query: Tensor, num_heads: int) -> None:
         raise ValueError(f"impl='triton' has kernels for float32, float16 and bfloat16, not {query.dtype}")
     if query.shape[1] // num_heads > 64:
         raise ValueError(f"impl='triton' has kernels for heads of up to 64 channels, not {query.shape[1] // num_heads}")
+    if sizes_are_numbers() and query.shape[0] * num_heads > MOST_HEADS:
+        raise ValueError(
+            f"impl='triton' has kernels for up to {MOST_HEADS} images times heads, not {query.shape[0] * num_heads}"
+        )
 
 
 @lru_cache(maxsize=8)
