@@ -56,13 +56,21 @@ REPRESENTATIVE = [
     ('window table gradient', 'float16', 32, 80),
     ('window query gradient', 'float32', 32, 90),
 ]
-#: Instructions that move registers to memory and back: of the kernels whose tiles are those of keys, and on sm_100 and
-#: 120 also of the one before.
+#: Instructions that move registers to memory and back, by kernel, dtype and channels of a head.
 MOST_SPILLS = {
-    (DEFORMABLE[2], 'float16'): 400,
-    ('neighbourhood key and value gradients', 'float16'): 30,
-    (DEFORMABLE[1], 'float32'): 10,
-    (DEFORMABLE[2], 'float32'): 30,
+    (DEFORMABLE[2], 'float16', 32): 400,
+    ('neighbourhood key and value gradients', 'float16', 32): 40,
+    (DEFORMABLE[1], 'float32', 32): 10,
+    (DEFORMABLE[2], 'float32', 32): 30,
+    (DEFORMABLE[1], 'float32', 64): 30,
+    (DEFORMABLE[2], 'float32', 64): 50,
+    ('neighbourhood forward', 'float32', 64): 20,
+    ('neighbourhood query gradient', 'float32', 64): 150,
+    ('neighbourhood key and value gradients', 'float32', 64): 280,
+    ('window forward', 'float32', 64): 30,
+    ('window query gradient', 'float32', 64): 180,
+    ('window key and value gradients', 'float32', 64): 230,
+    ('window table gradient', 'float32', 64): 30,
 }
 
 
@@ -71,7 +79,7 @@ def check_resources(resources, name, dtype, channels, arch):
     assert found['shared'] <= resources.LIMITS[arch][0]
     assert found['blocks'] >= 1
     assert found['tensor_core'] > 0
-    assert found['spills'] <= MOST_SPILLS.get((name, dtype), 0), found
+    assert found['spills'] <= MOST_SPILLS.get((name, dtype, channels), 0), found
 
 
 @needs_triton
@@ -83,12 +91,12 @@ def test_kernels_fit_the_processors(resources, name, dtype, channels, arch):
 
 @needs_triton
 @pytest.mark.slow
-@pytest.mark.parametrize('dtype', ['float16', 'float32'])
+@pytest.mark.parametrize('dtype, channels', [('float16', 32), ('float32', 32), ('float32', 64)])
 @pytest.mark.parametrize('arch', [80, 86, 89, 90, 100, 120])
-def test_all_kernels_fit_the_processors(resources, arch, dtype):
-    """Heads of 32 channels, as all published models have; docs/gpu.md says what those of 64 lack."""
+def test_all_kernels_fit_the_processors(resources, arch, dtype, channels):
+    """Heads of 32 channels, as all published models have; those of 64 lack registers in float32."""
     for name in resources.KERNELS:
-        check_resources(resources, name, dtype, 32, arch)
+        check_resources(resources, name, dtype, channels, arch)
 
 
 def call_deformable(impl='triton', **kwargs):
