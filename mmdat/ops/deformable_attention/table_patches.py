@@ -104,7 +104,7 @@ class Block:
         self.index, self.y, self.x = index, y, x
         self.weight_y, self.weight_x = _hat(y), _hat(x)
         self.tile = y.shape[2], x.shape[2]
-        self.with_slopes = None
+        self.for_backward = None
         self.patch = entries.view(len(y), y.shape[1], x.shape[1], -1)
         # One product for all heads, (L * n, R, T * heads), then by head.
         rows = torch.bmm(self.weight_y.transpose(1, 2), self.patch.flatten(2))
@@ -126,18 +126,17 @@ class Block:
             The gradient of the coordinates, ``(L * n, 2)``.
         """
         rows, cols = self.y.shape[1], self.x.shape[1]
-        if self.with_slopes is None:
-            self.with_slopes = (
-                torch.cat([self.weight_y, _slope(self.y)], 1),
-                torch.cat([self.weight_x, _slope(self.x)], 1),
-            )
-        y, x = self.with_slopes
-        grad = torch.bmm(torch.bmm(y, grad), x.transpose(1, 2))
+        if self.for_backward is None:
+            y = torch.cat([self.weight_y, _slope(self.y)], 1)
+            x = torch.cat([self.weight_x, _slope(self.x)], 1)
+            self.for_backward = y, x.transpose(1, 2), self.patch.permute(3, 0, 1, 2).contiguous()
+        y, x, patch = self.for_backward
+        # Columns first, of which tiles have more.
+        grad = torch.bmm(y, torch.bmm(grad, x))
         if table_grad is not None:
             table_grad[head].index_add_(0, self.index, grad[:, :rows, :cols].reshape(-1))
-        patch = self.patch[..., head]
         by_slope = [grad[:, rows:, :cols], grad[:, :rows, cols:]]
-        return torch.stack([(patch * part).sum((1, 2)) for part in by_slope], 1)
+        return torch.stack([(patch[head] * part).sum((1, 2)) for part in by_slope], 1)
 
 
 def count_taps(size: int, tile: int, queries: int, evenly_spaced: bool) -> int:
