@@ -95,7 +95,7 @@ def specification(layer, x, context):
 def test_the_layer_is_what_the_paper_says(dims, convention, offset_range):
     layer = make(dims, convention=convention, offset_range=offset_range, context_channels=6)
     x, context = maps(dims)
-    for impl in ('naive', 'fast'):
+    for impl in ('naive', 'fast', 'tiled'):
         layer.impl = impl
         assert_close([layer(x, context)], [specification(layer, x, context)])
 

@@ -93,9 +93,10 @@ def test_a_gpu_takes_plain_windows():
         assert choose_window_attention(query, query, query, table, 3, 7, 4).implementation == 'naive'
 
 
-def test_a_cpu_takes_tiles():
-    arguments = layer((6, 7), (6, 7), 2, 1, 1, 'cpu')
-    assert choose_deformable_attention(*arguments).implementation == 'tiled'
+@pytest.mark.parametrize('batch, expected', [(1, 'naive'), (6, 'naive'), (7, 'tiled')])
+def test_a_cpu_takes_the_plain_form_where_it_stays_in_the_caches(batch, expected):
+    arguments = layer((14, 14), (14, 14), 12, 3, batch, 'cpu')  # DAT-T, stage 3, 224 pixels
+    assert choose_deformable_attention(*arguments).implementation == expected
 
 
 def test_both_forms_agree_where_either_can_be_chosen():

@@ -8,9 +8,10 @@ import torch
 #: Bytes that are held at a time, on a CPU a part of its caches, elsewhere enough for few large kernels.
 CHUNK_BYTES = {'cpu': 8 * 2**20, 'other': 320 * 2**20}
 
-#: On a GPU, the plain form of deformable attention is taken where it holds no more than this for a layer: it moves
-#: fewer bytes in fewer kernels than tiles do (counted, docs/gpu.md). On a CPU tiles stay in its caches.
-PLAIN_BYTES = {'cpu': 0, 'other': 2**30}
+#: The plain form of deformable attention is taken where it keeps no more than this for a layer. On a GPU it moves fewer
+#: bytes in fewer kernels than tiles do (counted, docs/gpu.md); on a CPU it has fewer operations, as long as its scores
+#: stay in the caches (measured, docs/performance.md).
+PLAIN_BYTES = {'cpu': 16 * 2**20, 'other': 2**30}
 
 # Read once: torch.compile of torch 2.1 cannot trace the environment.
 _FROM_ENVIRONMENT = os.environ.get('MMDAT_CHUNK_BYTES')
@@ -49,5 +50,6 @@ def bytes_for_plain_form(device: torch.device, plain_bytes: Optional[int] = None
         return plain_bytes
     if _PLAIN_FROM_ENVIRONMENT is not None:
         return int(_PLAIN_FROM_ENVIRONMENT)
-    # The meta device stands for the largest inputs.
-    return PLAIN_BYTES['cpu' if device.type in ('cpu', 'meta') else 'other']
+    if device.type == 'meta':  # which stands for the largest inputs
+        return 0
+    return PLAIN_BYTES['cpu' if device.type == 'cpu' else 'other']
