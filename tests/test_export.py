@@ -111,19 +111,18 @@ def test_detectors_that_cannot_be_exported(options, message):
         load_model(cfg, whole=True)
 
 
-@pytest.fixture(scope='module', params=['detection', 'segmentation', 'classification'])
+@pytest.fixture(scope='module', params=['maskrcnn_datnano', 'maskrcnn_datppnano', 'upernet_datppnano', 'datnano'])
 def whole(request, tmp_path_factory):
     """A directory with a whole model of the demo, ``whole.onnx`` and ``weights.pth``; its config; three pictures."""
     directory = tmp_path_factory.mktemp(request.param)
     make_shapes(directory / 'data/shapes', num_train=1, num_val=3, size=64)
     pictures = sorted((directory / 'data/shapes/images/validation').glob('*.jpg'))
-    name = {'detection': 'maskrcnn_datnano', 'segmentation': 'upernet_datppnano', 'classification': 'datnano'}
-    config = ROOT / f'configs/demo/{name[request.param]}_shapes.py'
+    config = ROOT / f'configs/demo/{request.param}_shapes.py'
     torch.manual_seed(0)
     model = make_certain(load_model(load_config(str(config)), whole=True))
     (inner,) = model.children()
     torch.save(dict(state_dict=inner.state_dict(), meta={}), directory / 'weights.pth')
-    images = ['--images', *pictures] if request.param == 'detection' else []
+    images = ['--images', *pictures] if 'maskrcnn' in request.param else []
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
         options = '--whole', '--checkpoint', 'weights.pth', '--size', 64, 64
@@ -335,6 +334,14 @@ def test_plain_attention_has_no_dropout_of_training(name):
     graph = torch.jit.trace(mixer, torch.randn(1, 32, 8, 8), check_trace=False).inlined_graph
     nodes = graph.findAllNodes('aten::dropout')
     assert nodes and not any(list(node.inputs())[2].toIValue() for node in nodes)
+
+
+def test_no_axis_of_a_trace_is_moved_from_behind(nano):
+    """Of ``movedim(-1, …)`` the tracing exporter makes a permutation with -1 in it, which onnxruntime refuses."""
+    model = DAT(nano, img_size=64, attn_impl='naive').eval()
+    graph = torch.jit.trace(model, torch.randn(1, 3, 64, 64), check_trace=False).inlined_graph
+    moved = [list(node.inputs())[1].toIValue() for node in graph.findAllNodes('aten::movedim')]
+    assert moved and min(moved) >= 0
 
 
 @pytest.mark.parametrize('bins', [1, 2, 3, 6])

@@ -14,7 +14,7 @@ import torch
 from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
 from mmcv_op_cases import RECORDED, boxes, call, cases, rois
 from mmengine.utils import digit_version
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import conv2d, cross_entropy
 from uncompiled import paths_without_compiled_operators
 
 DEVICES = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
@@ -164,7 +164,36 @@ def test_roi_pool_takes_the_maximum_of_each_bin(device):
     assert_same(result, gradient)
 
 
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_masked_convolution_is_the_convolution_at_its_places(dtype, device):
+    x, weight, padding = torch.randn(1, 3, 6, 8, dtype=dtype), torch.randn(4, 3, 3, 5, dtype=dtype), (1, 2)
+    rows, columns = torch.tensor([0, 2, 5, 5]), torch.tensor([0, 7, 3, 7])
+    expected = torch.zeros(1, 4, 6, 8)
+    expected[0][:, rows, columns] = conv2d(x.float(), weight.float(), padding=padding)[0][:, rows, columns]
+
+    x, weight, rows, columns = (t.to(device) for t in (x, weight, rows, columns))
+    covered, output = x.new_ones(45, 4), x.new_zeros(1, 4, 6, 8)
+    mmcv_ops_torchvision.masked_im2col_forward(x, rows, columns, covered, kernel_h=3, kernel_w=5, pad_h=1, pad_w=2)
+    values = weight.flatten(1).float() @ covered.float()
+    mmcv_ops_torchvision.masked_col2im_forward(values, rows, columns, output, height=6, width=8, channels=4)
+    assert_same(output, expected.to(dtype))
+
+
 # Where compiled mmcv is not the measure.
+
+
+@pytest.mark.parametrize('device', DEVICES)
+def test_roi_align_finds_nothing_where_borders_have_changed_places(device):
+    """As mmcv's kernel for GPUs; its operator for CPUs refuses such boxes."""
+    regions = torch.tensor([[0.0, 6, 1, 2, 5], [0, 1, 6, 5, 2], [0, 6, 6, 2, 2], [0, 1, 1, 5, 5]], device=device)
+    written = torch.ones(4, 2, 3, 3, device=device), torch.ones(1, 2, 8, 8, device=device)
+    output, gradient = written
+    options = dict(spatial_scale=1.0, sampling_ratio=0, pool_mode=1, aligned=True, aligned_height=3, aligned_width=3)
+    mmcv_ops_torchvision.roi_align_forward(torch.rand_like(gradient), regions, output, None, None, **options)
+    assert not output[:3].any() and output[3].all()
+    mmcv_ops_torchvision.roi_align_backward(torch.ones_like(output), regions, None, None, gradient, **options)
+    torch.testing.assert_close(gradient.sum().item(), 18.0)  # of the last box alone
 
 
 def test_rotated_boxes_with_common_borders():

@@ -19,6 +19,7 @@ from .focal_loss import (
     softmax_focal_loss_backward,
     softmax_focal_loss_forward,
 )
+from .masked_conv import masked_col2im_forward, masked_im2col_forward
 from .missing import get_compiler_version, get_compiling_cuda_version, missing_operator
 from .roi import roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward
 from .rotated import box_iou_rotated, nms_rotated, roi_align_rotated_backward, roi_align_rotated_forward
@@ -33,6 +34,8 @@ __all__ = [
     'deform_conv_forward',
     'get_compiler_version',
     'get_compiling_cuda_version',
+    'masked_col2im_forward',
+    'masked_im2col_forward',
     'missing_operator',
     'modulated_deform_conv_backward',
     'modulated_deform_conv_forward',

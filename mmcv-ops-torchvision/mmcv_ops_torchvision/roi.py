@@ -28,9 +28,7 @@ def roi_align_forward(
     if pool_mode != 1:
         missing_operator("roi_align_forward with pool_mode='max'")()
     size = aligned_height, aligned_width
-    output.copy_(
-        torchvision.ops.roi_align(full(input), full(rois).to(full(input)), size, spatial_scale, sampling_ratio, aligned)
-    )
+    output.copy_(_align(full(input), rois, size, spatial_scale, sampling_ratio, aligned))
 
 
 def roi_align_backward(
@@ -50,11 +48,18 @@ def roi_align_backward(
     size = aligned_height, aligned_width
 
     def align(features: Tensor) -> Tensor:
-        return torchvision.ops.roi_align(
-            features, full(rois).to(features), size, spatial_scale, sampling_ratio, aligned
-        )
+        return _align(features, rois, size, spatial_scale, sampling_ratio, aligned)
 
     grad_input.copy_(gradients(align, [torch.zeros_like(grad_input)], grad_output)[0])
+
+
+def _align(features: Tensor, rois: Tensor, size: tuple[int, int], scale: float, samples: int, aligned: bool) -> Tensor:
+    rois = full(rois).to(features)
+    if aligned and samples <= 0:
+        # As mmcv does on GPUs: where borders have changed places, as in untrained models, there is nothing to sample.
+        # torchvision on CPUs asks for memory of a negative size.
+        rois = torch.cat([rois[:, :3], torch.maximum(rois[:, 1:3], rois[:, 3:])], 1)
+    return torchvision.ops.roi_align(features, rois, size, scale, samples, aligned)
 
 
 def _bins(start: Tensor, end: Tensor, count: int, limit: int) -> tuple[list, list]:
