@@ -1,6 +1,8 @@
 """The examples of docs/other_projects.md, run as they stand there."""
 
 import re
+from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 
 import mmdet.utils
@@ -73,3 +75,17 @@ def test_deformable_attention_as_plugin(tmp_path):
     assert len(layers) == 6 + 3
     model(torch.randn(1, 3, 64, 96))[-1].square().mean().backward()
     assert all(m.offset_net[-1].weight.grad.any() for m in layers)
+
+
+MMSEG = 'upernet/upernet_r50_4xb4-160k_ade20k-512x512.py'
+
+
+@pytest.mark.skipif('mmsegmentation' in {d.metadata['Name'] for d in distributions()}, reason='not the fork')
+def test_bases_of_the_fork_of_mmseg_are_named_by_their_path(tmp_path):
+    """What docs/faq.md says. If the first half fails, the fork was mended, and the page can go."""
+    file = tmp_path / 'own.py'
+    file.write_text(f"_base_ = 'mmseg::{MMSEG}'")
+    with pytest.raises(Exception, match='mmsegmentation is not installed'):
+        Config.fromfile(file)
+    file.write_text(f"_base_ = '{Path(find_spec('mmseg').origin).parent}/.mim/configs/{MMSEG}'")
+    assert Config.fromfile(file).model.decode_head.type == 'UPerHead'

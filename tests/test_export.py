@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import NANO
 from in_process import ROOT, load_tool, run_tool
 from mmdet.structures import DetDataSample
 from mmengine.registry import DefaultScope
@@ -36,6 +39,10 @@ try:
 except RunError as error:
     MISSING = str(error)
 can_export = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+PAGE = (ROOT / 'docs/deploy.md').read_text()
+OPENVINO, *TORCH_EXPORT = re.findall(r'```python\n(.*?)```', PAGE, re.S)
+COMMANDS = re.findall(r'^python tools/export_onnx.py (.*)$', PAGE.replace('\\\n', ''), re.M)
 
 DETECTORS = {
     'maskrcnn': 'configs/demo/maskrcnn_{}nano_shapes.py',
@@ -71,6 +78,14 @@ def make_certain(model):
         if 'retina_cls.weight' in name:
             torch.nn.init.normal_(weight, std=0.005)
     return model
+
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_commands_of_the_page_are_understood(command, monkeypatch):
+    calls = []
+    monkeypatch.setattr('mmdat.export.export_onnx', lambda *args: calls.append(args) or [])
+    call(monkeypatch, *shlex.split(command))
+    assert calls[0][:2] == tuple(shlex.split(command)[:2])
 
 
 @pytest.mark.parametrize('generation', ['dat', 'datpp'])
@@ -164,16 +179,20 @@ def test_a_whole_model_predicts_the_same_without_pytorch(whole, tmp_path, monkey
 
 @can_export
 @pytest.mark.slow
-def test_openvino_reads_whole_models(whole):
-    """With float32 asked for: the same objects, probabilities and logits as onnxruntime."""
-    openvino = pytest.importorskip('openvino')
+def test_openvino_reads_whole_models(whole, tmp_path, monkeypatch):
+    """With float32 asked for, as on the page: the same objects, probabilities and logits as onnxruntime."""
+    pytest.importorskip('openvino')
     import onnxruntime
 
     directory, config, pictures = whole
     path = directory / 'whole.onnx'
     session = onnxruntime.InferenceSession(str(path), providers=['CPUExecutionProvider'])
-    settings = {'INFERENCE_PRECISION_HINT': 'f32'}
-    compiled = openvino.Core().compile_model(str(path), 'CPU', settings)
+    shutil.copy(path, tmp_path / 'maskrcnn.onnx')
+    monkeypatch.chdir(tmp_path)
+    example = OPENVINO if 'maskrcnn' in config.name else OPENVINO[: OPENVINO.index('found =')]
+    namespace = dict(image=np.zeros((1, 3, 64, 64), np.float32), size=np.float32([64, 64]))
+    exec(example, namespace)
+    compiled = namespace['model']
     assert len(pictures) == 3
     for picture in pictures:
         image, sides = network_input(load_config(str(config)), picture, conv_stem=False)[0], [64, 64]
@@ -264,6 +283,18 @@ def test_aotinductor_package(attn_impl, nano, tmp_path):
     command = [sys.executable, '-c', AOT_LOADER, attn_impl]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(torch._inductor, 'aoti_load_package'), reason='packages need torch 2.6')
+@pytest.mark.skipif(shutil.which('g++') is None, reason='AOTInductor needs a C++ compiler')
+def test_python_examples_of_the_page(tmp_path, monkeypatch):
+    """As they stand there, with a small architecture."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {}
+    for example in TORCH_EXPORT:
+        exec(example.replace("'tiny++'", repr(NANO['dat++'])), namespace)
+    assert len(namespace['maps']) == 4 and (tmp_path / 'dat_pp_tiny.pt2').exists()
 
 
 @can_export

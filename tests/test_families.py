@@ -108,7 +108,12 @@ HEAD = (ALL, {'decode_head.in_channels': 3, 'auxiliary_head.in_channels': 2})
 SEGMENTORS = {
     'bisenetv1/bisenetv1_r18-d32_4xb4-160k_coco-stuff164k-512x512': (
         ALL,
-        {'backbone.context_channels': [1, 2, 3], 'auxiliary_head.0.in_channels': 1, 'auxiliary_head.1.in_channels': 1},
+        {
+            'backbone.context_channels': [1, 2, 3],
+            'backbone.spatial_channels': [1, 1, 1, 1],
+            'auxiliary_head.0.in_channels': 1,
+            'auxiliary_head.1.in_channels': 1,
+        },
     ),
     'ann/ann_r50-d8_4xb4-80k_ade20k-512x512': (
         ALL,
@@ -131,7 +136,7 @@ SEGMENTORS = {
     ),
     'fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512': (
         LAST_THREE,
-        {'neck.in_channels': [1, 2, 3], 'auxiliary_head.in_channels': 2},
+        {'neck.in_channels': (1, 2, 3), 'auxiliary_head.in_channels': 2},
     ),
     'fcn/fcn_r50-d8_4xb4-80k_ade20k-512x512': HEAD,
     'gcnet/gcnet_r50-d8_4xb4-80k_ade20k-512x512': HEAD,
@@ -144,15 +149,15 @@ SEGMENTORS = {
     'maskformer/maskformer_r50-d32_8xb2-160k_ade20k-512x512': (ALL, {'decode_head.in_channels': [0, 1, 2, 3]}),
     'nonlocal_net/nonlocal_r50-d8_4xb4-80k_ade20k-512x512': HEAD,
     'ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024': (
-        ALL,
+        LAST,
         {'decode_head.0.in_channels': 3, 'decode_head.1.in_channels': 3},
-        {'decode_head.0.in_index': 3},  # both heads on one map
+        {'decode_head.0.in_index': 0, 'decode_head.1.in_index': 0},  # both heads want maps of one size
     ),
     'point_rend/pointrend_r50_4xb4-160k_ade20k-512x512': NECK,
     'psanet/psanet_r50-d8_4xb4-80k_ade20k-512x512': HEAD,
     'pspnet/pspnet_r50-d8_4xb4-80k_ade20k-512x512': HEAD,
     'segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512': (ALL, {'decode_head.in_channels': [0, 1, 2, 3]}),
-    'segmenter/segmenter_vit-s_mask_8xb1-160k_ade20k-512x512': (ALL, {'decode_head.in_channels': 3}),
+    'segmenter/segmenter_vit-s_mask_8xb1-160k_ade20k-512x512': (LAST, {'decode_head.in_channels': 3}),
     'segnext/segnext_mscan-t_1xb16-adamw-160k_ade20k-512x512': (ALL, {'decode_head.in_channels': [1, 2, 3]}),
     'sem_fpn/fpn_r50_4xb4-160k_ade20k-512x512': NECK,
     'setr/setr_vit-l_pup_8xb2-160k_ade20k-512x512': (
@@ -219,12 +224,14 @@ def changed(toolbox: str, name: str, change: tuple, arch: dict) -> Config:
     cfg.model.data_preprocessor.pop('batch_augments', None)  # they change the size of the images
     cfg.model.pop('pretrained', None)  # mmseg would hand it on to the backbone
     for path, stages in settings.items():
-        value = [arch['dims'][stage] for stage in stages] if isinstance(stages, list) else arch['dims'][stages]
+        value = (
+            arch['dims'][stages] if isinstance(stages, int) else type(stages)(arch['dims'][stage] for stage in stages)
+        )
         cfg.merge_from_dict({f'model.{path}': value})
     for path, value in dict(*others).items():
         cfg.merge_from_dict({f'model.{path}': value})
     for node in dicts(cfg.model):  # fewer proposals and queries, for time
-        node.update({name: 32 for name in ('max_per_img', 'nms_pre', 'num_queries') if name in node})
+        node.update({name: 32 for name in ('max_per_img', 'nms_pre', 'num_proposals', 'num_queries') if name in node})
         if node.get('type') == 'RandomSampler':
             node.num = 16
     return cfg

@@ -184,6 +184,32 @@ def test_masked_convolution_is_the_convolution_at_its_places(dtype, device):
 
 
 @pytest.mark.parametrize('device', DEVICES)
+def test_deformable_convolution_reads_the_front_of_larger_offsets(device):
+    """As mmcv's loop over memory does, for mmdet's DyHead."""
+    x, weight = torch.randn(2, 3, 4, 6, device=device), torch.randn(4, 3, 3, 3, device=device)
+    large = torch.randn(2, 18, 8, 12, device=device), torch.rand(2, 9, 8, 12, device=device)
+    small = [t.flatten(1)[:, : t[0].numel() // 4].reshape(2, -1, 4, 6) for t in large]
+    ones = ('stride', 'pad', 'dilation')
+    options = {f'{name}_{axis}': 1 for name in ones for axis in 'hw'}
+    options.update(kernel_h=3, kernel_w=3, group=1, deformable_group=1, with_bias=False)
+    outputs, found = [], []
+    for offset, mask in (large, small):
+        output = x.new_empty(2, 4, 4, 6)
+        mmcv_ops_torchvision.modulated_deform_conv_forward(x, weight, None, None, offset, mask, output, None, **options)
+        grads = [torch.ones_like(t) for t in (x, weight, offset, mask)]
+        mmcv_ops_torchvision.modulated_deform_conv_backward(
+            x, weight, None, None, offset, mask, None, *grads[:2], None, *grads[2:], output, **options
+        )
+        outputs.append(output)
+        found.append(grads)
+    torch.testing.assert_close(*outputs)
+    for grad, expected in zip(*found):
+        front = grad.flatten(1)[:, : expected[0].numel()]
+        torch.testing.assert_close(front, expected.flatten(1))
+        assert not grad.flatten(1)[:, expected[0].numel() :].any()
+
+
+@pytest.mark.parametrize('device', DEVICES)
 def test_roi_align_finds_nothing_where_borders_have_changed_places(device):
     """As mmcv's kernel for GPUs; its operator for CPUs refuses such boxes."""
     regions = torch.tensor([[0.0, 6, 1, 2, 5], [0, 1, 6, 5, 2], [0, 6, 6, 2, 2], [0, 1, 1, 5, 5]], device=device)

@@ -15,11 +15,12 @@ import torch
 from mmengine.analysis import get_model_complexity_info
 from mmengine.model import ExponentialMovingAverage
 from paths import DEMO
+from small_runs import recorded, small_config
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmdat import DAT
 from mmdat.analysis import backbone_operations, model_operations, parameters
-from mmdat.apis import build_model
+from mmdat.apis import build_model, load_backbone, train
 from mmdat.config.load import load_config
 
 DEMO_DATA = dict(num_train=2, num_val=1, size=64)
@@ -71,6 +72,23 @@ def test_exponential_moving_averages(make, model, image):
         torch.testing.assert_close(parameter, old[name] + 0.25)
     with torch.no_grad():
         assert all(out.isfinite().all() for out in average(image))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+def test_ema_hook_of_mmengine(generation, workplace):
+    """The checkpoint holds the average, from which the model is read as from any other."""
+    options = {'train_cfg.max_epochs': 2, 'default_hooks.checkpoint.interval': 2}  # the first step is only copied
+    cfg = small_config('classifier', generation, workplace / 'run', options)
+    cfg.custom_hooks += [dict(type='EMAHook', momentum=0.25)]
+    train(cfg)
+    last = recorded(cfg.work_dir)['weights']
+    saved = torch.load(workplace / 'run/epoch_2.pth', weights_only=False)
+    averaged = load_backbone(cfg, str(workplace / 'run/epoch_2.pth'))[0].state_dict()
+    for name, value in averaged.items():
+        assert torch.equal(value, saved['state_dict'][f'backbone.{name}'])
+        assert torch.equal(last[f'backbone.{name}'], saved['ema_state_dict'][f'module.backbone.{name}'])
+    assert any((value != last[f'backbone.{name}']).any() for name, value in averaged.items())
 
 
 def test_peft_adapters(model, image):

@@ -1,5 +1,7 @@
 """Deformable convolution, versions 1 and 2 (Dai et al., 2017; Zhu et al., 2019)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchvision.ops import deform_conv2d
@@ -119,7 +121,8 @@ def modulated_deform_conv_forward(
     """
     layout = dict(stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
     bias = full(bias) if with_bias else None
-    output.copy_(deform_conv2d(full(input), full(offset), full(weight), bias, mask=full(mask), **layout))
+    offset, mask = [_front(full(x), output.shape[2:]) for x in (offset, mask)]
+    output.copy_(deform_conv2d(full(input), offset, full(weight), bias, mask=mask, **layout))
 
 
 def modulated_deform_conv_backward(
@@ -152,6 +155,7 @@ def modulated_deform_conv_backward(
     layout = dict(stride=(stride_h, stride_w), padding=(pad_h, pad_w), dilation=(dilation_h, dilation_w))
 
     def convolve(x: Tensor, kernel: Tensor, shift: Tensor, weights: Tensor) -> Tensor:
+        shift, weights = [_front(x, grad_output.shape[2:]) for x in (shift, weights)]
         return deform_conv2d(x, shift, kernel, mask=weights, **layout)
 
     grads = gradients(convolve, (input, weight, offset, mask), grad_output)
@@ -159,3 +163,14 @@ def modulated_deform_conv_backward(
         target.copy_(grad)
     if with_bias:
         grad_bias.copy_(full(grad_output).sum((0, 2, 3)))
+
+
+def _front(values: Tensor, size: Sequence[int]) -> Tensor:
+    """Offsets or masks of another size than the output, as compiled mmcv reads them: the front of each image's memory.
+
+    mmdet's DyHead passes those of a larger map, and its trained models rely on what comes of it.
+    """
+    if tuple(values.shape[2:]) == tuple(size):
+        return values
+    count = values.shape[1] * size[0] * size[1]
+    return values.flatten(1)[:, :count].unflatten(1, (values.shape[1], *size))
