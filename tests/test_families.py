@@ -243,6 +243,7 @@ def lose_and_predict(cfg: Config, batch: dict) -> list:
     The gradients of the loss reach all of the backbone.
     """
     model = revert_sync_batchnorm(build_model(cfg))
+    model.init_weights()  # as the Runner does: until then, some parameters are whatever their memory held
     hub = MessageHub.get_current_instance()  # some losses ask it how far the training is
     hub.update_info('iter', 0)
     hub.update_info('epoch', 0)
