@@ -14,7 +14,7 @@ from mmengine.analysis import FlopAnalyzer, get_model_complexity_info
 from paths import DEMO
 from torch.utils.flop_counter import FlopCounterMode
 
-from mmdat import analysis
+from mmdat import DAT, analysis
 from mmdat.apis import build_model
 from mmdat.config.load import load_config
 
@@ -76,3 +76,12 @@ def test_products_of_a_detector(generation, monkeypatch):
     assert by_operator['matmul'] == counted['bmm'] > 0
     total = get_model_complexity_info(model, None, inputs=image, show_table=False, show_arch=False)['flops']
     assert total == sum(by_operator.values()) < 1.02 * sum(counted.values())
+
+
+def test_operations_of_a_backbone(nano):
+    """It counts the layers, and of attention what it knows: as much as mmdat's own count, give or take a quarter."""
+    model = DAT(nano, img_size=64).eval()
+    found = get_model_complexity_info(model, (3, 64, 64), show_table=False, show_arch=False)
+    assert found['params'] == analysis.parameters(model)
+    ours = analysis.backbone_operations((64, 64), arch=nano)
+    assert ours['layers'] < found['flops'] < 1.25 * sum(ours.values())

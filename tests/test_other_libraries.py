@@ -1,7 +1,6 @@
-"""Other libraries and tools on the models: adapters, quantisation, averages of weights, summaries, counters, maps."""
+"""Other libraries on the backbone: adapters, quantisation, averages of weights, summaries, class activation maps."""
 
 import copy
-import re
 import subprocess
 import sys
 import warnings
@@ -12,19 +11,17 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from mmengine.analysis import get_model_complexity_info
 from mmengine.model import ExponentialMovingAverage
 from paths import DEMO
 from small_runs import recorded, small_config
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mmdat import DAT
-from mmdat.analysis import backbone_operations, model_operations, parameters
+from mmdat.analysis import parameters
 from mmdat.apis import build_model, load_backbone, train
 from mmdat.config.load import load_config
 
 DEMO_DATA = dict(num_train=2, num_val=1, size=64)
-UNITS = dict(K=1e3, M=1e6, G=1e9)
 
 
 @pytest.fixture
@@ -128,45 +125,6 @@ def test_dynamic_int8_of_torchao(model, image):
 def test_torchinfo_counts_the_parameters(model):
     summary = pytest.importorskip('torchinfo').summary(model, (1, 3, 64, 64), verbose=0)
     assert summary.total_params == parameters(model)
-
-
-def test_flop_counter_of_mmengine(model, nano):
-    """It counts the layers, and of attention what it knows: as much as mmdat's own count, give or take a quarter."""
-    found = get_model_complexity_info(model, (3, 64, 64), show_table=False, show_arch=False)
-    assert found['params'] == parameters(model)
-    ours = backbone_operations((64, 64), arch=nano)
-    assert ours['layers'] < found['flops'] < 1.25 * sum(ours.values())
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize('generation', ['dat', 'datpp'])
-@pytest.mark.parametrize(
-    'package, config, options',
-    [
-        ('mmpretrain', '{}nano_shapes', ['--shape', '64']),
-        ('mmseg', 'upernet_{}nano_shapes', ['--shape', '64', '64']),
-        ('mmdet', 'maskrcnn_{}nano_shapes', ['--num-images', '1']),
-    ],
-)
-def test_get_flops_of_the_toolboxes(package, config, options, generation, workplace):
-    """mmdet counts at the size of an image of the data, which the demo's pipeline makes 128 pixels large."""
-    script = Path(find_spec(package).origin).parent / '.mim/tools/analysis_tools/get_flops.py'
-    path = DEMO / f'{config.format(generation)}.py'
-    done = subprocess.run([sys.executable, str(script), str(path), *options], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    found = {
-        name: float(value) * UNITS[unit] for name, value, unit in re.findall(r'(\w+): ([\d.]+)([KMG])', done.stdout)
-    }
-
-    cfg = load_config(str(path))
-    cfg.model.pop('auxiliary_head', None)  # as mmseg does
-    model = build_model(cfg)
-    assert found['Params'] == pytest.approx(parameters(model), rel=1e-3)
-    if package != 'mmdet':  # whose heads count with the proposals of an image
-        own = model_operations(model, cfg, (64, 64), backbone_only=package == 'mmpretrain')
-        assert found['Flops'] == pytest.approx(sum(own.values()), rel=0.1)
-    else:
-        assert found['Flops'] > sum(model_operations(model, cfg, (64, 64), backbone_only=True).values())
 
 
 @pytest.mark.slow
