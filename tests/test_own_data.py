@@ -15,6 +15,7 @@ from in_process import run_tool
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
+from pycocotools.coco import COCO
 
 import mmdat.apis
 from mmdat.config.load import load_config
@@ -171,6 +172,12 @@ COMPLETED = {
     'points in pairs': lambda data: [
         a.update(segmentation=[np.reshape(a['segmentation'][0], (-1, 2)).tolist()]) for a in data['annotations']
     ],
+    'a polygon of two points beside another': lambda data: [
+        a.update(segmentation=[[1, 1, 9, 9], *a['segmentation']]) for a in data['annotations']
+    ],
+    'file names with backslashes': lambda data: [
+        image.update(file_name=f'.\\{image["file_name"]}') for image in data['images']
+    ],
     'crowd as a truth value': every(iscrowd=False),
     'ids of 70 bits': lambda data: large_ids(data, 2**70),
 }
@@ -218,6 +225,16 @@ def test_numbers_of_rle(place):
     mask = built(cfg).get_data_info(0)['instances'][0]['mask']
     assert mask == dict(size=list(SIZE), counts=runs)
     assert 'RLE as whole numbers (4)' in notes(cfg)[0]
+
+
+def test_objects_whose_mask_cannot_be_read_are_left_out_of_metrics_too(place):
+    make_coco(first(segmentation=[[1, 1, 9, 9]]))
+    cfg = load('coco_folder')
+    assert '1 of 4 objects of data/annotations/train.json are not used: 1 without a polygon' in notes(cfg)[0]
+    assert count(built(cfg)).of_class.tolist() == [1, 2]
+    truth = COCO(cfg.val_evaluator.ann_file)
+    crowd = [one['iscrowd'] for one in truth.dataset['annotations'] if truth.annToMask(one).any()]
+    assert crowd == [1, 0]
 
 
 def test_a_few_empty_masks_are_said(place):

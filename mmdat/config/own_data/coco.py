@@ -12,7 +12,7 @@ from mmdat.errors import RunError
 
 from ..walk import dicts
 from .coco_fields import Completed, complete_fields, read_json
-from .coco_geometry import check_boxes, check_masks, learnable
+from .coco_geometry import check_boxes, check_masks, learnable, without_masks_as_crowd
 from .layout import Layout, holds_files, require
 
 #: From a file and the folder of its images to annotations in COCO format, and what was changed.
@@ -28,20 +28,19 @@ def complete(layout: Layout, read: Reader = read_json) -> list[str]:
         _check_same(one, train[0])
     if layout.val_fraction:
         train, val = _split(layout, train)
-        _place(layout, 'val', val)
     elif _is_missing(layout):
         layout.without_validation = True
         val = []
     else:
         val = _part(layout, 'val', read)
-        _place(layout, 'val', val)
-    _place(layout, 'train', train)
     for one in val:
         _check_same(one, train[0])
     for part, found in (('train', train), ('val', val)):
         objects = sum(_check_learnable(layout, one, part) for one in found)
         if found and not objects:
             raise _nothing(found[0])
+        if found:
+            _place(layout, part, found)
     _complete_test(layout, train[0], read)
     return classes
 
@@ -136,6 +135,7 @@ def _place(layout: Layout, part: str, found: list[Completed]) -> None:
         targets = [(datasets[0], Completed.joined(found))]
         layout.cfg[f'{part}_dataloader'].dataset = datasets[0]
     for number, (dataset, one) in enumerate(targets):
+        without_masks_as_crowd(one)
         folder = one.folder
         if one.changes or len(found) != len(targets) or layout.val_fraction:
             name = part if len(targets) == 1 else f'{part}_{number}'

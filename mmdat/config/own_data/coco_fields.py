@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from pycocotools import mask as coco_mask
 
-from mmdat.datasets.coco_objects import coordinates_fault, encoded, rle_fault
+from mmdat.datasets.coco_objects import coordinates_fault, encoded, polygons_read, rle_fault
 from mmdat.datasets.files import image_size, in_threads
 from mmdat.errors import RunError
 
@@ -205,6 +205,11 @@ def _images(completed: Completed, ignore_orientation: bool, changes: Counter) ->
         for key, image in found.items():
             image['id'] = key
         changes['ids of images as numbers'] = len(found)
+    for image in found.values():
+        name = image['file_name']
+        if '\\' in name and not (folder / name).is_file() and (folder / name.replace('\\', '/')).is_file():
+            image['file_name'] = name.replace('\\', '/')
+            changes['file_name with / in the place of \\'] += 1
     paths = [folder / image['file_name'] for image in found.values()]
     missing = [path for path in paths if not path.is_file()]
     if missing:
@@ -354,6 +359,10 @@ def _complete_mask(annotation: dict, where: str, image: dict, changes: Counter) 
             changes['points of a polygon in one list'] += 1
             polygon = [value for point in polygon for value in point]
         polygons.append(_numbers(polygon, where, 'segmentation', image, changes))
+    read = polygons_read(polygons)
+    if read and len(read) < len(polygons):
+        changes['polygons of fewer than three points, or of half a point, left out'] += len(polygons) - len(read)
+        polygons = read  # which mmdet does, too, but no metric
     annotation['segmentation'] = polygons
 
 

@@ -87,6 +87,18 @@ def _learnt(completed: Completed) -> tuple[np.ndarray, dict[str, int]]:
     return left, counts
 
 
+def without_masks_as_crowd(completed: Completed) -> None:
+    """Mark objects whose mask cannot be read as crowd: mmdet leaves them out, but COCO's metrics would fail on them."""
+    if not completed.masks:
+        return
+    for one in completed.data['annotations']:
+        if not is_read(one.get('segmentation')):
+            x, y, width, height = one['bbox']
+            corners = [x, y, x + width, y, x + width, y + height, x, y + height]
+            one.update(iscrowd=1, segmentation=[corners])
+            completed.changes.append('marked as crowd')
+
+
 def check_masks(completed: Completed) -> Optional[str]:
     """A sentence on masks without a pixel in their boxes, if there are such among those that are learnt.
 
