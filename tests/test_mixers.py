@@ -39,6 +39,14 @@ def test_maps_of_any_size_in_plain_pytorch(name, size):
         (lambda: DeformableAttention(32, 4, 3), r'groups=3 does not divide num_heads=4'),
         (lambda: DeformableAttention(32, 4, 2, kernel_size=4), r'kernel_size=4 is even; .* or equal stride=1'),
         (lambda: NeighborhoodAttention(32, 4, kernel_size=4), r'odd kernel_size .*, got 4'),
+        (lambda: DeformableAttention(32, stride=0), r'stride must be at least 1, got 0'),
+        (lambda: DeformableAttention(32)(torch.ones(1, 32, 0, 4)), r'x has no pixels, got shape \(1, 32, 0, 4\)'),
+        (
+            lambda: WindowAttention(32, 4)(torch.ones(1, 16, 9, 9)),
+            r'x must have 32 channels, got shape \(1, 16, 9, 9\)',
+        ),
+        (lambda: NeighborhoodAttention(32, 4)(torch.ones(1, 16, 9, 9)), r'x must have 32 channels'),
+        (lambda: NeighborhoodAttention(32, 4)(torch.ones(32, 9, 9)), r'x must be a map \(B, C, H, W\)'),
     ],
 )
 def test_wrong_arguments_are_refused(make, message):

@@ -1,5 +1,7 @@
 """Inputs of the operators that are wrong, empty or not finite: the right answer, or one sentence."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from conftest import DEVICE
@@ -51,6 +53,15 @@ def neighborhood(impl='fast', size=(9, 8), heads=2, kernel=3, table=(2, 5, 5)):
 
 def windows(impl='fast', size=(9, 6), heads=2, window=3, shift=0, table=(25, 2)):
     return window_attention(*maps(*[size] * 3), torch.randn(*table), heads, window, shift, impl=impl)
+
+
+def nowhere(*size):
+    return torch.empty(size, device='meta')
+
+
+def elsewhere(bias):
+    """The bias, with its positions in another memory."""
+    return replace(bias, position=bias.position.to('meta'))
 
 
 def different_batches(impl, operator):
@@ -126,6 +137,20 @@ def test_maps_that_do_not_go_together_are_refused(operator, call, message, impl)
         (lambda impl: attend(fixed_bias(num_keys=9), impl), r'FixedBias is for \(6, 7\) queries and 9 keys'),
         (lambda impl: attend(fixed_bias(size=(7, 6)), impl), r'FixedBias is for \(7, 6\) queries'),
         (lambda impl: attend(torch.randn(42, 12), impl), 'bias must be TableBias, LogBias, FixedBias or None, got Ten'),
+        (
+            lambda impl: attend(elsewhere(table_bias()), impl),
+            r'position is on meta, but must be where the maps are, on',
+        ),
+        (lambda impl: attend(elsewhere(log_bias()), impl), 'position is on meta, but must be'),
+        (
+            lambda impl: neighborhood_attention(*maps(*[(9, 9)] * 3), nowhere(2, 5, 5), 2, 3, impl=impl),
+            'bias_table is on meta, but must be where the maps are',
+        ),
+        (
+            lambda impl: window_attention(*maps(*[(9, 9)] * 3), nowhere(25, 2), 2, 3, impl=impl),
+            'bias_table is on meta, but must be where the maps are',
+        ),
+        (lambda impl: OPERATORS['window'](*maps((6, 6)), *[nowhere(2, 8, 6, 6)] * 2, impl), 'key is on meta'),
         (lambda impl: neighborhood(impl, kernel=4, table=(2, 7, 7)), 'kernel_size must be odd and positive, got 4'),
         (lambda impl: neighborhood(impl, kernel=0), 'kernel_size must be odd and positive, got 0'),
         (lambda impl: neighborhood(impl, (9, 2)), '9x2 is smaller than kernel_size=3: pad it'),
@@ -154,6 +179,7 @@ def test_arguments_that_do_not_go_together_are_refused(call, message, impl):
         ((2, 8, 4, 4), (3, 2, 3, 3, 2), 'positions of 3 images do not go with a batch of 2'),
         ((2, 8, 4, 4), (2, 2, 3, 3), r'position must be \(B, G, Hk, Wk, 2\)'),
         ((2, 8, 4, 4), (2, 2, 3, 3, 3), r'position must be \(B, G, Hk, Wk, 2\)'),
+        ((2, 8, 0, 4), (2, 2, 3, 3, 2), r'x has no pixels to sample, got shape \(2, 8, 0, 4\)'),
     ],
 )
 def test_samples_of_what_does_not_go_together_are_refused(size, position_size, message):

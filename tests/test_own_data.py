@@ -564,6 +564,14 @@ def test_images_and_maps_in_one_folder(place):
     assert len(built(load('image_label_folder', **options))) == COUNTS['train']
 
 
+def test_maps_that_are_jpegs_by_another_name(place):
+    make_maps()
+    path = Path('data/labels/train/2.png')
+    Image.open(path).save(path, format='JPEG')
+    with pytest.raises(RunError, match='labels/train/2.png is a JPEG, which changes the values of pixels'):
+        load('image_label_folder')
+
+
 @pytest.mark.parametrize('option', ['0', '0:a', '0:300', [['0']], '0:0,0:1', '1:0'])
 def test_label_maps_that_are_none(option, place):
     make_maps()

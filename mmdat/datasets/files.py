@@ -124,11 +124,17 @@ def read_label_map(path: Path) -> LabelMap:
 @lru_cache(maxsize=1024)  # looked at when classes are counted and again when what is trained on is counted
 def _read_label_map(path: str, modified: int) -> LabelMap:
     try:
+        with Image.open(path) as image:
+            lossy = image.format == 'JPEG'  # whatever its name says
         labels = mmcv.imread(path, flag='unchanged', backend='pillow')
     except Image.DecompressionBombError as error:
         raise too_large(Path(path), error) from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
         raise RunError(f'{path} is not a readable label map: replace it, or take it out of the dataset') from error
+    if lossy:
+        raise RunError(
+            f'{path} is a JPEG, which changes the values of pixels, whatever its suffix: save it as PNG anew'
+        )
     if labels.ndim != 2:
         kind = f'a colour picture of {labels.shape[2]} channels'
         if labels.shape[2] >= 3 and (labels[..., :3] == labels[..., :1]).all():

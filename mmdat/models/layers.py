@@ -25,11 +25,13 @@ def per_axis(value: Union[int, Axes], dims: int, name: str) -> tuple[int, ...]:
     """A number for each of ``dims`` axes, given as one for all or one for each.
 
     Raises:
-        ValueError: For another count of numbers, naming the argument.
+        ValueError: For another count of numbers, or numbers below 1, naming the argument.
     """
     values = (value,) * dims if isinstance(value, int) else tuple(value)
     if len(values) != dims:
         raise ValueError(f'{name} must be a number or {dims} numbers, one per axis, got {value}')
+    if min(values) < 1:
+        raise ValueError(f'{name} must be at least 1, got {value}')
     return values
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Optional
 
 import torch
@@ -28,6 +29,20 @@ def check_axes(name: str, x: Tensor, allowed: Sequence[int] = (2, 1, 3)) -> None
         raise ValueError(f'{name} must be {kinds}, got shape {tuple(x.shape)}')
 
 
+def check_channels(name: str, x: Tensor, channels: int, axes: int = 2) -> None:
+    """A tensor is what a layer of some channels takes: with batch, these channels, and some number of axes."""
+    check_axes(name, x, (axes,))
+    if x.shape[1] != channels:
+        raise ValueError(f'{name} must have {channels} channels, got shape {tuple(x.shape)}')
+
+
+def check_devices(query: Tensor, **others: Optional[Tensor]) -> None:
+    """All tensors are in one memory; copies between some devices would leave the result as it was, and say nothing."""
+    for name, x in others.items():
+        if x is not None and x.device != query.device:
+            raise ValueError(f'{name} is on {x.device}, but must be where the maps are, on {query.device}')
+
+
 def check_maps(
     query: Tensor, key: Tensor, value: Tensor, num_heads: int, dropout: float, allowed: Sequence[int] = (2,)
 ) -> None:
@@ -36,6 +51,7 @@ def check_maps(
         check_axes(name, x, allowed if x is query else (query.dim() - 2,))
         if not x.is_floating_point():
             raise ValueError(f'{name} must hold floating-point numbers, got {x.dtype}')
+    check_devices(query, key=key, value=value)
     if not query.dtype == key.dtype == value.dtype:
         raise ValueError(f'query, key and value must have one dtype, got {query.dtype}, {key.dtype}, {value.dtype}')
     if key.shape != value.shape:
@@ -54,6 +70,9 @@ def check_bias(query: Tensor, key: Tensor, num_heads: int, bias: Optional[Positi
     """The bias has the heads, the queries and the keys of the attention."""
     if bias is None:
         return
+    if isinstance(bias, (TableBias, LogBias, FixedBias)):
+        tensors = {field.name: getattr(bias, field.name) for field in fields(bias)}
+        check_devices(query, **{name: x for name, x in tensors.items() if isinstance(x, Tensor)})
     if isinstance(bias, FixedBias):
         if bias.table.dim() != 3 or bias.table.shape[0] != num_heads or not bias.table.numel():
             raise ValueError(
@@ -103,6 +122,7 @@ def check_bias(query: Tensor, key: Tensor, num_heads: int, bias: Optional[Positi
 
 def check_position(position: Tensor, x: Tensor) -> None:
     """Positions ``(B or 1, G, Hk, Wk, 2)`` for a map of a batch of ``B``, or as many axes as it has."""
+    check_devices(x, position=position)
     axes = x.dim() - 2
     if position.dim() != axes + 3 or position.shape[-1] != axes or not position.shape[1]:
         raise ValueError(f'position must be {_POSITIONS[axes]}, got {tuple(position.shape)}')
@@ -122,6 +142,7 @@ def check_same_map(query: Tensor, key: Tensor) -> None:
 
 def check_neighborhood(query: Tensor, bias_table: Tensor, num_heads: int, kernel_size: int) -> None:
     """The neighbourhood is odd and within the map, the table made for it."""
+    check_devices(query, bias_table=bias_table)
     if kernel_size < 1 or kernel_size % 2 == 0:
         raise ValueError(f'kernel_size must be odd and positive, got {kernel_size}')
     if min(query.shape[2:]) < kernel_size:
@@ -139,6 +160,7 @@ def check_neighborhood(query: Tensor, bias_table: Tensor, num_heads: int, kernel
 
 def check_windows(query: Tensor, bias_table: Tensor, num_heads: int, window_size: int, shift: int) -> None:
     """The windows fill the map, the table is made for them."""
+    check_devices(query, bias_table=bias_table)
     if window_size < 1 or query.shape[2] % window_size or query.shape[3] % window_size:
         raise ValueError(
             f'window_size={window_size} does not divide the sides of a map of {query.shape[2]}x{query.shape[3]}: '

@@ -1,5 +1,7 @@
 """Sampling a feature map at deformed positions (DAT, section 3.2, eq. 3)."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,6 +33,8 @@ def deform_sample(x: Tensor, position: Tensor, sampler: str = 'torch') -> Tensor
     check_axes('x', x)
     if sizes_are_numbers():
         check_position(position, x)
+        if not math.prod(x.shape[2:]):
+            raise ValueError(f'x has no pixels to sample, got shape {tuple(x.shape)}')
     batch, channels, *size = x.shape
     groups, *key_size = position.shape[1:-1]
     if channels % groups:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mmdat.compat import at_least
 from mmdat.ops import SAMPLERS, FixedBias, LogBias, TableBias, check_implementation, deform_sample, deformable_attention
-from mmdat.ops.checks import check_axes, sizes_are_numbers
+from mmdat.ops.checks import check_channels, sizes_are_numbers
 from mmdat.ops.position_bias import PositionBias
 
 from ..layers import AVERAGE_POOLS, Axes, bias_table, channelwise, check_heads, depthwise_conv, per_axis
@@ -179,9 +179,9 @@ class DeformableAttention(nn.Module):
         context = x if context is None else context
         if sizes_are_numbers():
             for name, map_, channels in (('x', x, self.in_channels), ('context', context, self.context_channels)):
-                check_axes(name, map_, (self.dims,))
-                if map_.shape[1] != channels:
-                    raise ValueError(f'{name} must have {channels} channels, got shape {tuple(map_.shape)}')
+                check_channels(name, map_, channels, self.dims)
+                if not math.prod(map_.shape[2:]):
+                    raise ValueError(f'{name} has no pixels, got shape {tuple(map_.shape)}')
             if len(x) != len(context):
                 raise ValueError(f'x has a batch of {len(x)}, context one of {len(context)}')
         return x, context

@@ -4,6 +4,7 @@ import torch.nn as nn
 from torch import Tensor
 
 from mmdat.ops import check_implementation, neighborhood_attention
+from mmdat.ops.checks import check_channels, sizes_are_numbers
 
 from ..layers import bias_table, channelwise, check_heads, crop, pad_to
 
@@ -41,6 +42,7 @@ class NeighborhoodAttention(nn.Module):
             raise ValueError(
                 f'the neighbourhood needs an odd kernel_size (window_size of the backbone), got {kernel_size}'
             )
+        self.in_channels = in_channels
         self.num_heads = num_heads
         self.kernel_size = kernel_size
         self.attn_drop_rate = attn_drop_rate
@@ -53,6 +55,8 @@ class NeighborhoodAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
+        if sizes_are_numbers():
+            check_channels('x', x, self.in_channels)
         height, width = x.shape[2:]
         x = pad_to(x, self.kernel_size, self.kernel_size)
         query, key, value = channelwise(self.qkv, x).chunk(3, 1)

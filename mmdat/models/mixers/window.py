@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmdat.ops import check_implementation, window_attention
+from mmdat.ops.checks import check_channels, sizes_are_numbers
 
 from ..layers import bias_table, channelwise, check_heads, crop
 
@@ -44,6 +45,7 @@ class WindowAttention(nn.Module):
         check_heads(in_channels, num_heads)
         check_implementation(impl)
         self.impl = impl
+        self.in_channels = in_channels
         self.num_heads = num_heads
         self.window_size = window_size
         self.attn_drop_rate = attn_drop_rate
@@ -54,6 +56,8 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``(B, C, H, W)`` to ``(B, C, H, W)``, for any height and width."""
+        if sizes_are_numbers():
+            check_channels('x', x, self.in_channels)
         height, width = x.shape[2:]
         # Whole windows, rounded up; torch.export follows this form for any size, but not ``-width % window_size``.
         rows, cols = [(side + self.window_size - 1) // self.window_size for side in (height, width)]
