@@ -17,6 +17,8 @@ _PACKAGES = (
     *('addict', 'cv2', 'numpy', 'PIL', 'pycocotools', 'yaml'),
 )
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+_NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
 
 # What a message has in it, and the sentence; groups of the pattern fill in.
 _KNOWN = [
@@ -74,7 +76,9 @@ def explain(error: BaseException) -> Optional[str]:
             f'{what} cannot be written ({error.strerror}): free some space, and go on from the last whole checkpoint '
             f'with --resume'
         )
-    if isinstance(error, OSError) and error.filename and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if isinstance(error, OSError) and error.filename and error.errno in _NO_PLACE:
+        return f'{error.filename} cannot be opened or made ({error.strerror}): name another place'
+    if isinstance(error, OSError) and error.filename and error.errno in _NO_ACCESS:
         return f'{error.filename} cannot be opened ({error.strerror}): change its permissions, or name another place'
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     for pattern, sentence in _KNOWN:

@@ -21,6 +21,7 @@ from mmdat.explain import explain
 CLASSIFIER, DETECTOR, SEGMENTOR = (
     DEMO / f'{name}.py' for name in ('datnano_shapes', 'maskrcnn_datnano_shapes', 'upernet_datnano_shapes')
 )
+OWN = ROOT / 'configs/own_data'
 IMAGE = 'data/shapes/images/validation/shapes_val_00001.jpg'
 QUICK = ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1', 'custom_hooks=[]'] + [
     f'{part}_dataloader.{option}'
@@ -128,6 +129,15 @@ def test_without_a_log_a_variable_shows_the_traceback(workplace, monkeypatch, ca
         (
             ['--override', DEMO / 'on_shapes_ade20k.py'],
             'for mmseg, but the config is for mmpretrain: choose',
+        ),
+        (
+            ['--override', OWN / 'coco_folder.py', '--data', 'data'],
+            "'coco' describes data of mmdet, but .* for mmpretrain",
+        ),
+        (['--override', OWN / 'image_label_folder.py', '--data', 'data'], "'label_maps' describes data of mmseg, but"),
+        (
+            ['--cfg-options', 'optim_wrapper.optimizer.lr=1e400'],
+            'learning rate of the optimizer must be a finite number',
         ),
         (['--override', DEMO / 'on_shapes_coco.py'], 'for mmdet, but the config is for mmpretrain: choose'),
         (['--cfg-options', 'train_dataloader.sampler.type=Nope'], 'Nope is not in the .*registry: correct the type'),

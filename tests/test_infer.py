@@ -332,6 +332,9 @@ def test_video_without_a_codec_becomes_frames(infer, monkeypatch, capsys):
     [
         (['{config}', '{checkpoint}', 'nope.jpg'], r'there is no input /.*/nope.jpg: name an image, a folder'),
         (['{config}', '{checkpoint}', 'no*.jpg'], r'there is no input /.*/no\*.jpg'),
+        (['{config}', '{checkpoint}', '/dev/zero'], 'the input /dev/zero is neither a file nor a folder'),
+        (['{config}', '{checkpoint}', '{image}', '--score-thr', 'nan'], '--score-thr must be from 0 to 1, got nan'),
+        (['{config}', '{checkpoint}', '{image}', '--max-pixels', 'nan'], '--max-pixels must be at least 1, got nan'),
         (['{config}', '{checkpoint}', 'bare'], 'the folder /.*/bare has no images or videos'),
         (['nope.py', '{checkpoint}', '{image}'], 'there is no config file /.*/nope.py'),
         (['{config}', 'nope.pth', '{image}'], 'needs the checkpoint /.*/nope.pth, which does not exist'),

@@ -35,6 +35,7 @@ CONFIGS = {
 }
 SIZE = (48, 64)  # height, width
 COUNTS = dict(train=4, val=2)
+PARTS = dict(train='train', val='val', test='val')
 
 
 def square(number):
@@ -462,6 +463,10 @@ MAPS = {
     ),
     'gray codes with names': (dict(encode=times(128)), 'has the label 128, .*label_map=0:0,128:1; else'),
     'JPEG': (dict(suffix='_mask.jpg', options={'seg_map_suffix': '_mask.jpg'}), 'in JPEG files, .*save them as PNG'),
+    'more classes than maps tell apart': (
+        dict(classes='\n'.join(map(str, range(256)))),
+        'names 256 classes, but maps of 8 bits tell 255 apart',
+    ),
     'two classes of one name': (dict(classes='object\nobject\n'), 'classes.txt has 2 classes named object'),
     'one class only': (dict(encode=times(0)), r'values 0 \(100.0% of the pixels\), .*fewer than two classes'),
     'nothing but 255': (dict(encode=lambda mask: mask * 0 + 255), r'values 255 \(100.0%.*nothing can be learnt'),
@@ -572,6 +577,12 @@ def test_maps_that_are_jpegs_by_another_name(place):
         load('image_label_folder')
 
 
+def test_label_maps_to_what_is_no_class(place):
+    make_maps(times(255))
+    with pytest.raises(RunError, match='label_map makes the label 7, but there are 2 classes, from 0 on'):
+        load('image_label_folder', label_map='0:0,255:7')
+
+
 @pytest.mark.parametrize('option', ['0', '0:a', '0:300', [['0']], '0:0,0:1', '1:0'])
 def test_label_maps_that_are_none(option, place):
     make_maps()
@@ -653,6 +664,26 @@ def test_a_class_that_is_not_validated(folder, place):
     cfg = load('class_folders')
     assert count(built(cfg, 'val')).of_class.tolist() == [0, 2]
     assert notes(cfg) == ['data/val has no images of cat: of these classes nothing is validated.']
+
+
+def test_links_to_nothing_are_named(place):
+    make_folders()
+    Path('data/train/cat/9.jpg').symlink_to('nowhere.jpg')
+    cfg = load('class_folders')
+    assert notes(cfg) == ['1 images, such as data/train/cat/9.jpg, are links to nothing or no files, and are not used.']
+    assert count(built(cfg)).of_class.tolist() == [4, 4]
+
+
+def test_classes_in_a_folder_of_their_own_are_found(place):
+    make_folders()
+    for split in COUNTS:
+        Path('data', split, 'animals').mkdir()
+        for name in ('cat', 'dog'):
+            Path('data', split, name).rename(f'data/{split}/animals/{name}')
+    with pytest.raises(RunError, match='one class only, animals.* or name the folder above cat, dog in data_prefix'):
+        load('class_folders')
+    options = {f'{part}_dataloader.dataset.data_prefix': f'{split}/animals' for part, split in PARTS.items()}
+    assert count(built(load('class_folders', **options))).of_class.tolist() == [4, 4]
 
 
 def test_images_beside_the_folders_are_named(place):

@@ -136,10 +136,10 @@ def main() -> int:
     names = [node.name for node in session.get_inputs()]
     files = []
     for path in args.inputs:
-        if not path.exists():
+        if not path.is_dir() and not path.is_file():
             sys.exit(f'infer_onnx.py: there is no input {path.absolute()}: name an image or a folder')
         found = sorted(path.iterdir()) if path.is_dir() else [path]
-        files += [file for file in found if not path.is_dir() or file.suffix.lower() in SUFFIXES]
+        files += [file for file in found if file == path or (file.is_file() and file.suffix.lower() in SUFFIXES)]
     args.out_dir.mkdir(parents=True, exist_ok=True)
     categories = [dict(id=i, name=name) for i, name in enumerate(about['classes'], 1)]
     images, predictions, skipped = [], [], 0

@@ -55,6 +55,10 @@ def infer(
     """
     if batch_size < 1:
         raise RunError(f'--batch-size must be at least 1, got {batch_size}')
+    if not 0 <= score_thr <= 1:
+        raise RunError(f'--score-thr must be from 0 to 1, got {score_thr:g}')
+    if not max_pixels >= 1:
+        raise RunError(f'--max-pixels must be at least 1, got {max_pixels:g}')
     paths, out_dir = find_inputs(inputs), Path(out_dir)
     if out_dir.exists() and not out_dir.is_dir():
         raise RunError(f'--out-dir must be a directory, but {out_dir} is a file')

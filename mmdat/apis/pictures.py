@@ -38,11 +38,13 @@ def find_inputs(names: list[str]) -> list[Path]:
     for name in names:
         path = Path(name).expanduser()
         if path.is_dir():
-            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES + VIDEOS)
+            files = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGES + VIDEOS and file.is_file())
             if not files:
                 raise RunError(f'the folder {path.absolute()} has no images or videos ({", ".join(IMAGES + VIDEOS)})')
-        elif path.exists():
+        elif path.is_file():
             files = [path]
+        elif path.exists():  # reading a device or a pipe may never end
+            raise RunError(f'the input {path.absolute()} is neither a file nor a folder: name an image or a video')
         else:
             files = sorted(file for file in map(Path, glob.glob(str(path), recursive=True)) if file.is_file())
             if not files:

@@ -1,6 +1,7 @@
 """Checks that the parts of a config fit each other: data and model, backbone and what reads its maps, launcher."""
 
 import inspect
+import math
 import os
 from typing import Any, Optional
 
@@ -38,12 +39,15 @@ def check_launcher(cfg: Config) -> None:
 
 
 def check_optimizer(cfg: Config) -> None:
-    """Check that there is such an optimizer.
+    """Check that there is such an optimizer, and that its learning rate is a finite number.
 
     Raises:
         RunError: If not.
     """
     for node in dicts(cfg.optim_wrapper):
+        rate = node.get('lr')
+        if isinstance(rate, float) and not math.isfinite(rate):
+            raise RunError(f'the learning rate of the optimizer must be a finite number, got {rate}')
         name = (node.get('optimizer') or {}).get('type')
         if isinstance(name, str) and OPTIMIZERS.get(name) is None:
             raise RunError(f'the config cannot be used, as {name} is not in the optimizer registry: correct the type')

@@ -144,6 +144,8 @@ def _save_predictions(cfg: Config, out: str) -> None:
 
 def _save_pictures(cfg: Config, directory: str) -> None:
     """Switch on the toolbox's own pictures of predictions."""
+    if os.path.isfile(directory):
+        raise RunError(f'--show-dir must be a directory, but {directory} is a file')
     hooks = cfg.setdefault('default_hooks', ConfigDict())
     scope = cfg.get('default_scope')
     if scope == 'mmdet':

@@ -21,6 +21,7 @@ _LAYOUTS = dict(
     voc=converted.complete_voc,
     yolo=converted.complete_yolo,
 )
+_TOOLBOXES = dict(coco='mmdet', voc='mmdet', yolo='mmdet', label_maps='mmseg', class_folders='mmpretrain')
 _OF_DATASETS = ('ann_file', 'data_prefix', 'split', 'img_suffix', 'seg_map_suffix', 'reduce_zero_label')
 _OPTIONS = ('classes_from', 'val_fraction', 'val_seed', 'reduce_zero_label', 'label_map')
 
@@ -51,6 +52,12 @@ def complete_config(cfg: Config, work_dir: str) -> list[str]:
     kind = options['classes_from']
     if kind not in _LAYOUTS:
         raise RunError(f'classes_from must be one of {", ".join(_LAYOUTS)}, got {kind!r}')
+    scope = cfg.get('default_scope')
+    if scope != _TOOLBOXES[kind] and scope in _TOOLBOXES.values():
+        raise RunError(
+            f'classes_from={kind!r} describes data of {_TOOLBOXES[kind]}, but the config is for {scope}: choose the '
+            f'--override of the same task'
+        )
     root = Path(os.path.expanduser(cfg.data_root))
     if not root.is_dir():
         raise RunError(

@@ -17,9 +17,11 @@ def complete(layout: Layout) -> list[str]:
     path = layout.root / _place(train)
     folders = _folders(path)
     if len(folders) < 2:
+        inside = [entry.name for entry in (path / folders[0]).iterdir() if entry.is_dir() and not hidden(entry, path)]
+        remedy = f', or name the folder above {", ".join(sorted(inside)[:3])} in data_prefix' if inside else ''
         raise RunError(
             f'{path} has a folder of one class only, {folders[0]}, so nothing can be told apart: add a folder with '
-            f'images of something else'
+            f'images of something else{remedy}'
         )
     if layout.val_fraction and not any(len(find_images(path / name)) > 1 for name in folders):
         raise RunError(f'no class in {path} has two images, so none can be held back')
@@ -95,6 +97,12 @@ def _check_images(layout: Layout, path: Path, folders: list[str], part: str) -> 
         raise RunError(
             f'{path} has no images of the class {", ".join(empty[:5])} ({", ".join(IMAGE_SUFFIXES)}){holds}: put some '
             f'there, or remove the folder'
+        )
+    named = [one for folder in folders for one in (path / folder).rglob('*') if one.suffix.lower() in IMAGE_SUFFIXES]
+    lost = [one for one in named if not one.is_file() and not hidden(one, path)]
+    if lost:
+        layout.notes.append(
+            f'{len(lost)} images, such as {lost[0]}, are links to nothing or no files, and are not used.'
         )
     if beside:
         layout.notes.append(f'{beside}, and are not used.')

@@ -39,6 +39,9 @@ def complete(layout: Layout) -> list[str]:
         pairs['train'] = [pair for pair in pairs['train'] if pair[0] not in chosen]
     maps = {part: _read(layout, part, pairs[part]) for part in ('train', 'val') if pairs.get(part)}
     names = _names(layout)
+    too_large = [label for _, label in values.pairs if len(names) <= label != IGNORED] if names else []
+    if too_large:
+        raise RunError(f'label_map makes the label {max(too_large)}, but there are {len(names)} classes, from 0 on')
     classes = names or _counted(layout, maps['train'], values)
     for found in maps.values():
         _check_labels(found, maps['train'], classes, values)
@@ -215,6 +218,8 @@ def _names(layout: Layout) -> list[str]:
         return []
     names = class_names(path)
     name, count = Counter(names).most_common(1)[0] if names else ('', 0)
+    if len(names) > IGNORED:
+        raise RunError(f'{path} names {len(names)} classes, but maps of 8 bits tell {IGNORED} apart: join some')
     if count > 1:
         raise RunError(f'{path} has {count} classes named {name}: give each a name of its own')
     return names
