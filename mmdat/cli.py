@@ -97,7 +97,13 @@ def read_options(cfg_options: Optional[list[str]]) -> Optional[dict[str, Any]]:
 
     reader = argparse.ArgumentParser(prog=Path(sys.argv[0]).name)
     reader.add_argument('--cfg-options', nargs='+', action=DictAction)
-    return reader.parse_args(['--cfg-options', *cfg_options]).cfg_options
+    try:
+        return reader.parse_args(['--cfg-options', *cfg_options]).cfg_options
+    except (RecursionError, AssertionError, ValueError) as error:  # MMEngine's reader of lists, met with other brackets
+        raise RunError(
+            f'--cfg-options {" ".join(cfg_options)[:200]} cannot be read: write lists as [1,2], and entries of dicts '
+            f'as KEY.ENTRY=VALUE'
+        ) from error
 
 
 def run(main: Callable[[], Any]) -> None:

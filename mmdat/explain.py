@@ -29,6 +29,7 @@ _KNOWN = [
     ),
     (r"No such file or directory: '([^']+)'", 'there is no file {0}: put it there, or correct what names it'),
     (r'(the image must have at least \d+x\d+ pixels, got \d+x\d+)', '{0}: resize or pad it in the pipeline'),
+    (r"(impl='triton' needs .+)", '{0}'),
     (r'(\S+ is not in the [\w: ]+ registry)', 'the config cannot be used, as {0}: correct the type'),
     (
         r"((?:\w+\.)?__init__\(\) got an unexpected keyword argument '\w+')",

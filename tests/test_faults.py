@@ -161,6 +161,36 @@ def test_wrong_command_lines_of_training(options, says, workplace, monkeypatch, 
 
 
 @pytest.mark.parametrize(
+    'options, says',
+    [
+        (['train_cfg.val_interval=0'], 'val_interval must be at least 1, got 0'),
+        (['randomness.seed=-1'], r'seed must be a whole number from 0 to 2\*\*32 - 1, got -1'),
+        (['randomness.seed=1099511627776'], 'randomness.seed must be a whole number'),
+        (['train_dataloader.dataset.pipeline=[]'], 'the pipeline of train_dataloader.dataset is empty'),
+        (
+            ['data_preprocessor.mean=[1,2,3,4]'],
+            'has 4 values of mean and 3 of std, but the backbone takes .* 3 channels',
+        ),
+        (['data_preprocessor.std=[1,0,1]'], r'std must have no 0, which images are divided by, got \[1, 0, 1\]'),
+        (
+            ['val_evaluator.topk=[1,9]'],
+            r'val_evaluator.topk has 9, but there are 4 classes: set val_evaluator.topk=\[1\]',
+        ),
+        (['model.backbone.init_cfg.checkpoint=x.pth'], 'has a checkpoint, but no type: set its type to Pretrained'),
+        (
+            ['model.backbone.init_cfg=dict(type=Pretrained,checkpoint=x)'],
+            'cannot be read: write lists as .* KEY.ENTRY=',
+        ),
+    ],
+)
+def test_numbers_that_a_run_would_stop_at_later(options, says, workplace, monkeypatch, capsys):
+    started = run_tool(monkeypatch, 'train', CLASSIFIER, '--work-dir', 'work', '--cfg-options', *options)
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert started == 1 and re.search(says, last), last
+    assert not Path('work').exists()
+
+
+@pytest.mark.parametrize(
     'config, options, says',
     [
         (DETECTOR, {'neck.in_channels': [8, 16, 32, 64]}, r'set model\.neck\.in_channels=\[\d+, \d+, \d+, \d+\]'),

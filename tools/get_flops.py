@@ -24,8 +24,8 @@ def main() -> None:
     args = parser.parse_args()
     if (args.config is None) == (args.arch is None):
         parser.error('name either a config or --arch')
-    if len(args.size) > 2 or min(args.size) < 1:
-        parser.error(f'--size takes height and width in pixels, got {" ".join(map(str, args.size))}')
+    if len(args.size) > 2 or not 1 <= min(args.size) <= max(args.size) <= 2**16:
+        parser.error(f'--size takes height and width in pixels, from 1 to {2**16}, got {" ".join(map(str, args.size))}')
     size = (args.size[0], args.size[-1])
 
     from mmdat import DAT, analysis

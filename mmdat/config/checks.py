@@ -18,7 +18,7 @@ from mmdat.errors import RunError
 from mmdat.models.checkpoint import is_official, unwrap
 from mmdat.weights import SCHEME
 
-from .parts import check_task
+from .parts import check_channels, check_task
 from .walk import dicts, innermost_datasets
 
 # Part of a path, then what to do about it when it is missing.
@@ -58,6 +58,8 @@ def check_run(cfg: Config, training: bool, read: Callable[[str], dict[str, Any]]
     Raises:
         RunError: If something is missing; says what, where it was looked for, and what to do.
     """
+    _check_numbers(cfg)
+    check_channels(cfg)
     for part in _parts(cfg, training):
         dataloader = cfg.get(f'{part}_dataloader')
         if dataloader:
@@ -68,8 +70,11 @@ def check_run(cfg: Config, training: bool, read: Callable[[str], dict[str, Any]]
                 _check_num_classes(cfg, dataset, f'{part}_dataloader')
         for metric in dicts(cfg.get(f'{part}_evaluator')):
             _check_path(metric.get('ann_file'), None, f'{part}_evaluator needs the annotation file')
+            _check_topk(metric, dataloader, f'{part}_evaluator')
     if training:
         for init_cfg in dicts(cfg.model):
+            if 'checkpoint' in (init_cfg.get('init_cfg') or {}) and 'type' not in init_cfg['init_cfg']:
+                raise RunError('init_cfg of the model has a checkpoint, but no type: set its type to Pretrained')
             if init_cfg.get('type') == 'Pretrained' and isinstance(init_cfg.get('checkpoint'), str):
                 _check_checkpoint(init_cfg['checkpoint'], 'init_cfg of the model needs the checkpoint', read)
     if cfg.get('load_from'):
@@ -163,6 +168,24 @@ def _parts(cfg: Config, training: bool) -> tuple[str, ...]:
     if not training:
         return ('test',)
     return ('train', 'val') if cfg.get('val_cfg') is not None else ('train',)
+
+
+def _check_numbers(cfg: Config) -> None:
+    interval, seed = (cfg.get('train_cfg') or {}).get('val_interval', 1), (cfg.get('randomness') or {}).get('seed')
+    if isinstance(interval, int) and interval < 1:
+        raise RunError(f'train_cfg.val_interval must be at least 1, got {interval}: for no validation set val_cfg=None')
+    if seed is not None and not (isinstance(seed, int) and 0 <= seed < 2**32):
+        raise RunError(f'randomness.seed must be a whole number from 0 to 2**32 - 1, got {seed}')
+
+
+def _check_topk(metric: dict, dataloader: Optional[dict], name: str) -> None:
+    """Check that an accuracy among the best k is not asked for more than there are classes."""
+    topk = metric.get('topk') or ()
+    best = max([k for k in (topk if isinstance(topk, (list, tuple)) else [topk]) if isinstance(k, int)], default=0)
+    for dataset in innermost_datasets((dataloader or {}).get('dataset')):
+        classes = (dataset.get('metainfo') or {}).get('classes')
+        if isinstance(classes, (list, tuple)) and best > len(classes):
+            raise RunError(f'{name}.topk has {best}, but there are {len(classes)} classes: set {name}.topk=[1]')
 
 
 def _check_loading(dataloader: dict, name: str) -> None:

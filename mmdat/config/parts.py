@@ -64,6 +64,8 @@ def check_task(cfg: Config, part: str) -> None:
         RunError: If not, as with the override of another task.
     """
     for dataset in innermost_datasets(cfg[f'{part}_dataloader'].get('dataset')):
+        if dataset.get('pipeline') == []:
+            raise RunError(f'the pipeline of {part}_dataloader.dataset is empty: it must load images and pack them')
         for step in dataset.get('pipeline') or []:
             task = _PACKS.get(step.get('type') if isinstance(step, dict) else None)
             if task and cfg.get('default_scope') in _PACKS.values() and task != cfg.default_scope:
@@ -87,6 +89,27 @@ def check_arguments(cfg: Config) -> None:
                 f'DAT takes no {", ".join(foreign)}: put _delete_=True into the dict of the backbone if they come from '
                 f'a base of the config, else remove them'
             )
+
+
+def check_channels(cfg: Config) -> None:
+    """Check that means and deviations of images are as many as channels, and the deviations numbers to divide by.
+
+    Raises:
+        RunError: If not.
+    """
+    backbone = cfg.model.get('backbone')
+    channels = backbone.get('in_channels', 3) if _is_dat(backbone) else None
+    for node in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')):
+        mean, std = [(node or {}).get(key) for key in ('mean', 'std')]
+        if not (isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))):
+            continue
+        if len(mean) != len(std) or (channels and len(mean) not in (1, channels)):
+            raise RunError(
+                f'data_preprocessor has {len(mean)} values of mean and {len(std)} of std, but the backbone takes '
+                f'images of {channels} channels: set as many, and model.backbone.in_channels'
+            )
+        if not all(std):
+            raise RunError(f'data_preprocessor.std must have no 0, which images are divided by, got {list(std)}')
 
 
 def check_maps(cfg: Config) -> None:
