@@ -937,6 +937,22 @@ def test_boxes_and_polygons_of_yolo_in_one_file(place):
         load('yolo_folder')
 
 
+def test_lists_of_voc(place):
+    """Names twice, with flags, with Windows' line ends; other encodings and files of one image are named."""
+    pytest.importorskip('globox')
+    make_voc()
+    listed = Path('data/ImageSets/Main/train.txt')
+    listed.write_bytes(b'0 1\r\n1 -1\r\n0 1\r\n\r\n')
+    assert len(built(load('voc_folder', **BOXES_ONLY))) == 2
+    listed.write_bytes('0\n1\n'.encode('utf-16'))
+    with pytest.raises(RunError, match='train.txt is no text in UTF-8'):
+        load('voc_folder', **BOXES_ONLY)
+    listed.write_text('0\n1\n')
+    shutil.copy('data/Annotations/0.xml', 'data/Annotations/1.xml')
+    with pytest.raises(RunError, match='several annotation files name the image 0.jpg'):
+        load('voc_folder', **BOXES_ONLY)
+
+
 def every_label(text):
     for path in Path('data/labels').rglob('*.txt'):
         path.write_text(text)
@@ -972,6 +988,7 @@ def test_oriented_boxes_of_yolo_are_said(place):
         (lambda: Path('data/data.yaml').write_text('names: []'), 'data.yaml names no classes'),
         (lambda: Path('data/data.yaml').write_text('names: cat'), 'data.yaml names no classes'),
         (lambda: Path('data/data.yaml').write_text('cat\ndog\n'), 'data.yaml is no YAML file with names'),
+        (lambda: Path('data/data.yaml').write_text('a: &a [x, x]\nnames: [*a, *a]'), 'names are no text: list them'),
         (lambda: Path('data/data.yaml').write_text('names: [cat, cat]'), '2 categories named cat'),
     ],
 )

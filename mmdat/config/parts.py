@@ -97,9 +97,10 @@ def check_channels(cfg: Config) -> None:
     Raises:
         RunError: If not.
     """
-    backbone = cfg.model.get('backbone')
+    model = cfg.get('model') or {}
+    backbone = model.get('backbone')
     channels = backbone.get('in_channels', 3) if _is_dat(backbone) else None
-    for node in (cfg.get('data_preprocessor'), cfg.model.get('data_preprocessor')):
+    for node in (cfg.get('data_preprocessor'), model.get('data_preprocessor')):
         mean, std = [(node or {}).get(key) for key in ('mean', 'std')]
         if not (isinstance(mean, (list, tuple)) and isinstance(std, (list, tuple))):
             continue

@@ -1,6 +1,7 @@
 """Objects in PASCAL VOC's XML or YOLO's text files: the package globox reads them, and what follows is as for COCO."""
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +14,7 @@ from mmdat.datasets.files import find_images, image_size
 from mmdat.errors import RunError
 
 from . import coco
-from .layout import LAYOUT_HELP, Layout, class_names, require
+from .layout import LAYOUT_HELP, Layout, class_names, require, text_lines
 
 
 def complete_voc(layout: Layout) -> list[str]:
@@ -81,11 +82,7 @@ def complete_yolo(layout: Layout) -> list[str]:
 
 def _yolo_lines(path: Path) -> list[list[str]]:
     """The fields of each object in a file: its class, and numbers."""
-    try:
-        lines = path.read_text(encoding='utf-8-sig').splitlines()
-    except ValueError as error:
-        raise RunError(f'{path} is no text in UTF-8: save it as such') from error
-    return [line.split() for line in lines if line.strip()]
+    return [line.split() for line in text_lines(path)]
 
 
 def _check_kind(layout: Layout, file: Path, lines: list[list[str]]) -> None:
@@ -148,7 +145,7 @@ def _xml_files(listed: Path, folder: Path) -> list[Path]:
     if listed.is_dir():
         files = sorted(path for path in listed.rglob('*.xml') if not path.name.startswith('.'))
     else:
-        names = [line.split()[0] for line in listed.read_text(encoding='utf-8-sig').splitlines() if line.strip()]
+        names = dict.fromkeys(line.split()[0] for line in text_lines(listed))  # each once
         files = [folder / f'{name}.xml' for name in names]
     if not files:
         raise RunError(f'{listed} names no XML files: {LAYOUT_HELP}')
@@ -183,11 +180,16 @@ def _yolo_names(root: Path) -> dict[str, str]:
     names = class_names(path) if path.suffix == '.txt' else _yolo_settings(root).get('names')
     if not names or not isinstance(names, (list, dict)):
         raise RunError(f'{path} names no classes: list them under names')
-    numbered = names.items() if isinstance(names, dict) else enumerate(names)
+    numbered = list(names.items() if isinstance(names, dict) else enumerate(names))
+    if any(isinstance(part, (list, dict, set)) for pair in numbered for part in pair):
+        raise RunError(f'{path} has classes whose names are no text: list them under names')
     return {str(number): str(name) for number, name in numbered}
 
 
 def _as_coco(globox: ModuleType, annotations: list[Any], names: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    seen = Counter(annotation.image_id for annotation in annotations)
+    if seen and max(seen.values()) > 1:
+        raise RunError(f'several annotation files name the image {seen.most_common(1)[0][0]}: keep one of them')
     ids = {label: number for number, label in enumerate(names, 1)}
     images = {annotation.image_id: number for number, annotation in enumerate(annotations, 1)}
     found = globox.AnnotationSet(annotations).to_coco(label_to_id=ids, imageid_to_id=images)

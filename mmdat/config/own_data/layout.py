@@ -95,7 +95,7 @@ class Layout:
     def _changes_sizes(self, part: str) -> bool:
         """Whether images are resized, cropped or padded."""
         steps = [step for dataset in self.datasets(part) for step in dataset.get('pipeline') or []]
-        padded = any(node.get('pad_size_divisor') for node in dicts(self.cfg.model))
+        padded = any(node.get('pad_size_divisor') for node in dicts(self.cfg.get('model')))
         return padded or any(word in str(step.get('type')) for step in steps for word in _RESIZING)
 
     def load_unturned(self) -> None:
@@ -138,9 +138,14 @@ def printable(name: str) -> str:
 
 
 def class_names(path: Path) -> list[str]:
-    """The names that a text file lists, a class per line; blank lines count for nothing."""
+    """The names that a text file lists, a class per line."""
+    return [printable(line) for line in text_lines(path) if printable(line)]
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file that are not blank."""
     try:
         lines = path.read_text(encoding='utf-8-sig').splitlines()
     except ValueError as error:
         raise RunError(f'{path} is no text in UTF-8: save it as such') from error
-    return [printable(line) for line in lines if printable(line)]
+    return [line for line in lines if line.strip()]
