@@ -860,7 +860,7 @@ def test_annotations_of_metrics_are_looked_at(place):
 
 # --- VOC and YOLO ----------------------------------------------------------------------------------
 
-XML = """<annotation><filename>{i}.jpg</filename><size><width>64</width><height>48</height><depth>3</depth></size>
+XML = """<annotation><filename>{i}.jpg</filename><size><width>{width}</width><height>{height}</height><depth>3</depth></size>
 <object><name>{name}</name><bndbox><xmin>16</xmin><ymin>{top}</ymin><xmax>40</xmax><ymax>{bottom}</ymax></bndbox></object>
 </annotation>"""
 
@@ -872,7 +872,8 @@ def make_voc():
         Path(f'data/ImageSets/Main/{split}.txt').write_text(''.join(f'{i}\n' for i in numbers))
         for i in numbers:
             cv2.imwrite(f'data/JPEGImages/{i}.jpg', square(i)[0])
-            text = XML.format(i=i, name=['cat', 'dog'][i % 2], top=8 + i, bottom=24 + i)
+            about = dict(i=i, name=['cat', 'dog'][i % 2], height=SIZE[0], width=SIZE[1])
+            text = XML.format(**about, top=8 + i, bottom=24 + i)
             Path(f'data/Annotations/{i}.xml').write_text(text)
 
 
