@@ -16,8 +16,8 @@ def build(facts: dict) -> DAT:
 
 
 @pytest.mark.parametrize('path', CASES, ids=lambda path: path.stem)
-@pytest.mark.parametrize('sampler', ['torch', 'mmcv'])
-def test_outputs_and_gradients_are_the_official_ones(path, sampler, device):
+@pytest.mark.parametrize('sampler, impl', [('torch', 'fast'), ('torch', 'tiled'), ('mmcv', 'naive')])
+def test_outputs_and_gradients_are_the_official_ones(path, sampler, impl, device):
     if sampler == 'mmcv':
         pytest.importorskip('mmcv.ops')
     case = torch.load(path, weights_only=True, map_location=device)
@@ -25,6 +25,8 @@ def test_outputs_and_gradients_are_the_official_ones(path, sampler, device):
     model = build(case['arch']).to(device).double().eval()
     model.load_state_dict(state_dict)  # strict: nothing missing, nothing unexpected
     for module in model.modules():
+        if hasattr(module, 'impl'):
+            module.impl = impl
         if hasattr(module, 'sampler'):
             module.sampler = sampler
 
