@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import cv2
 import pytest
 import test_own_data
 import torch

@@ -860,7 +860,8 @@ def test_annotations_of_metrics_are_looked_at(place):
 
 # --- VOC and YOLO ----------------------------------------------------------------------------------
 
-XML = """<annotation><filename>{i}.jpg</filename><size><width>{width}</width><height>{height}</height><depth>3</depth></size>
+XML = """<annotation><filename>{i}.jpg</filename>
+<size><width>{width}</width><height>{height}</height><depth>3</depth></size>
 <object><name>{name}</name><bndbox><xmin>16</xmin><ymin>{top}</ymin><xmax>40</xmax><ymax>{bottom}</ymax></bndbox></object>
 </annotation>"""
 
