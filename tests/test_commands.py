@@ -23,6 +23,7 @@ from test_infer import make_video
 from mmdat import DAT
 from mmdat.apis.model import build_model
 from mmdat.config.load import load_config
+from mmdat.datasets import make_shapes
 
 #: Commands that are not typed here, and what types them.
 ELSEWHERE = {
@@ -37,7 +38,7 @@ ITERATION = 'train_cfg.max_iters=1 train_cfg.val_interval=1'
 EPOCH = 'train_cfg.max_epochs=1 train_cfg.val_interval=1'
 SHORT = {
     r'tools/(train|compare)\.py .*(_160k_|upernet)': ITERATION,
-    r'tools/(train|compare)\.py .*(_1x_|_300e_)': EPOCH,
+    r'tools/(train|compare)\.py .*(_1x_|_300e_|maskrcnn)': EPOCH,
     r'on_shapes_coco': 'train_dataloader.dataset.indices=2 val_dataloader.dataset.indices=2',
 }
 REPLACED = {'epoch_12': 'epoch_1', ' --amp': '', ' --seeds 0 1 2': ' --seeds 0'}
@@ -99,6 +100,7 @@ def place(tmp_path, monkeypatch):
             target = Path('data/ade/ADEChallengeData2016', kinds)
             target.mkdir(parents=True, exist_ok=True)
             os.rename(f'data/made/{kind}/{split}', target / name)
+    make_shapes('data/shapes')
     for name in ('my_images', 'photos'):
         shutil.copytree('data/coco/val2017', name)
     shutil.copy('my_images/0.jpg', 'image.jpg')
