@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from in_process import call_tool
+from in_process import call_tool, run_tool
 from mmengine.config import Config
 
 from mmdat.apis import load_backbone, network_input
@@ -193,6 +193,16 @@ def test_faults_are_told_in_one_sentence(arguments, message, image, tmp_path, mo
     with pytest.raises(RunError, match=message) as error:
         call_tool(monkeypatch, 'visualize_deformation', *arguments)
     assert '\n' not in str(error.value)
+
+
+def test_a_picture_below_a_cell_of_the_map(tmp_path, monkeypatch, capsys):
+    """A detector pads it, so the model takes it. (DAT++ has points on the border, which can be drawn.)"""
+    path = tmp_path / 'thin.png'
+    cv2.imwrite(str(path), np.zeros((1, 64, 3), np.uint8))
+    config = DEMO / 'maskrcnn_datnano_shapes.py'
+    command = [path, '--config', config, '--out-dir', tmp_path / 'out']
+    assert run_tool(monkeypatch, 'visualize_deformation', *command) == 1
+    assert 'the picture of 1x64 pixels is smaller than a cell of a map' in capsys.readouterr().err
 
 
 def test_checkpoints_that_do_not_fit(image, tmp_path):

@@ -134,9 +134,18 @@ def draw_received(axes: Axes, view: View, stride: int, attention: LayerAttention
         view: The picture, and where the layer's map lies in it.
         stride: Pixels of the backbone's input per cell of the map.
         attention: The layer; the first image of the batch is drawn.
+
+    Raises:
+        ValueError: If the picture does not fill half a cell of the layer's map.
     """
     heat = received_heat(attention, view, stride)
     inside = heat.isfinite()
+    if not inside.any():
+        height, width = view.picture.shape[:2]
+        raise ValueError(
+            f'the picture of {height}x{width} pixels is smaller than a cell of a map to be drawn, which has '
+            f'{stride}x{stride}: take a larger picture'
+        )
     axes.imshow(view.picture.mean(-1), cmap='gray')
     heat_image = axes.imshow(
         heat,
