@@ -190,6 +190,16 @@ def test_numbers_that_a_run_would_stop_at_later(options, says, workplace, monkey
     assert not Path('work').exists()
 
 
+@pytest.mark.parametrize('config', [CLASSIFIER, DETECTOR], ids=lambda config: config.stem)
+def test_a_training_that_learns_nothing_more_is_a_failure(config, workplace, monkeypatch, capsys):
+    """Its weights are NaN: the exit code is 1, and no checkpoint has them."""
+    options = ['optim_wrapper.optimizer.lr=1e30', 'optim_wrapper.clip_grad=None', 'param_scheduler=None']
+    options += ['train_cfg.max_epochs=3', 'default_hooks.checkpoint.interval=3']
+    assert train(monkeypatch, *options, config=config) == 1
+    assert re.search(r'after iteration \d there are weights that are infinite or NaN', capsys.readouterr().err)
+    assert not list(workplace.rglob('*.pth'))
+
+
 @pytest.mark.parametrize(
     'config, options, says',
     [

@@ -23,7 +23,7 @@ from mmdat.config.runs import (
     for_training,
     on_cpu_processes,
     reproducible,
-    with_data_check,
+    with_checks,
     with_names_of_its_own,
 )
 from mmdat.config.sharding import check_sharding
@@ -70,7 +70,7 @@ def train(
         check_run(cfg, training=True, read=files.read)
         check_work_dir(cfg.work_dir)
         locked.enter_context(only_run(cfg.work_dir))
-        runner = _build(with_whole_checkpoints(with_data_check(reproducible(cfg))), compile)
+        runner = _build(with_whole_checkpoints(with_checks(reproducible(cfg))), compile)
         start = cfg.get('load_from')
         # A FlexibleRunner builds its model later.
         if start and not cfg.get('resume') and not is_remote(start) and isinstance(runner.model, torch.nn.Module):
@@ -115,7 +115,7 @@ def evaluate(
         check_arguments(cfg)
         check_maps(cfg)
         check_run(cfg, training=False, read=files.read)
-        runner = _build(with_data_check(cfg), compile)
+        runner = _build(with_checks(cfg), compile)
         if trust_files:
             runner.logger.warning(TRUSTED)
         if not is_remote(checkpoint):

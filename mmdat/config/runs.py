@@ -63,10 +63,12 @@ def reproducible(cfg: Config) -> Config:
     return cfg
 
 
-def with_data_check(cfg: Config) -> Config:
-    """With the hook that counts what a run will learn from."""
+def with_checks(cfg: Config) -> Config:
+    """With the hooks that count what a run will learn from, and that end it when nothing can be learnt any more."""
     cfg = copy.deepcopy(cfg)
-    cfg.setdefault('default_hooks', ConfigDict()).setdefault('data_check', dict(type='mmdat.DataCheckHook'))
+    hooks = cfg.setdefault('default_hooks', ConfigDict())
+    hooks.setdefault('data_check', dict(type='mmdat.DataCheckHook'))
+    hooks.setdefault('finite_weights', dict(type='mmdat.FiniteWeightsHook'))
     return cfg
 
 
