@@ -1,6 +1,7 @@
 """mmcv-ops-torchvision: the same answers as mmcv's compiled operators, and importable in their place."""
 
 import importlib.util
+import itertools
 import math
 import os
 import shutil
@@ -178,6 +179,32 @@ def test_masked_convolution_is_the_convolution_at_its_places(dtype, device):
     values = weight.flatten(1).float() @ covered.float()
     mmcv_ops_torchvision.masked_col2im_forward(values, rows, columns, output, height=6, width=8, channels=4)
     assert_same(output, expected.to(dtype))
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('psa_type', [0, 1])
+def test_masks_of_point_wise_attention_are_laid_out_pixel_by_pixel(psa_type, device):
+    (height, width), (rows, columns) = (3, 4), (3, 5)
+    x = torch.randn(2, rows * columns, height, width)
+
+    def lay_out(masks):
+        pairs = torch.zeros(2, height, width, height, width)
+        for y, z in itertools.product(range(height), range(width)):
+            for row, column in itertools.product(range(rows), range(columns)):
+                other = y + row - rows // 2, z + column - columns // 2
+                if 0 <= other[0] < height and 0 <= other[1] < width:
+                    place = (*other, y, z) if psa_type == 0 else (y, z, *other)
+                    pairs[(slice(None), *place)] = masks[:, row * columns + column, y, z]
+        return pairs.flatten(1, 2)
+
+    expected, (gradient,), grad = values_and_gradients(lay_out, x)
+    options = dict(psa_type=psa_type, num_=2, h_feature=height, w_feature=width, h_mask=rows, w_mask=columns)
+    options.update(half_h_mask=rows // 2, half_w_mask=columns // 2)
+    output, result = torch.ones(expected.shape, device=device), torch.ones(x.shape, device=device)
+    mmcv_ops_torchvision.psamask_forward(x.to(device), output, **options)
+    assert_same(output, expected)
+    mmcv_ops_torchvision.psamask_backward(grad.to(device), result, **options)
+    assert_same(result, gradient)
 
 
 # Where compiled mmcv is not the measure.

@@ -21,6 +21,7 @@ from .focal_loss import (
 )
 from .masked_conv import masked_col2im_forward, masked_im2col_forward
 from .missing import get_compiler_version, get_compiling_cuda_version, missing_operator
+from .psamask import psamask_backward, psamask_forward
 from .roi import roi_align_backward, roi_align_forward, roi_pool_backward, roi_pool_forward
 from .rotated import box_iou_rotated, nms_rotated, roi_align_rotated_backward, roi_align_rotated_forward
 from .version import __version__
@@ -44,6 +45,8 @@ __all__ = [
     'nms',
     'nms_match',
     'nms_rotated',
+    'psamask_backward',
+    'psamask_forward',
     'roi_align_backward',
     'roi_align_forward',
     'roi_align_rotated_backward',
