@@ -23,7 +23,8 @@ dataset = dict(
 val_evaluator = dict(ann_file='{data}/annotations/instances_train.json')
 model = dict(
     backbone=dict(_delete_=True, type='mmdat.DAT', arch={arch}),
-    neck=dict(in_channels=[16, 32, 64, 128]), test_cfg=dict(rcnn=dict(score_thr=0.0)))
+    neck=dict(in_channels=[16, 32, 64, 128]), test_cfg=dict(rcnn=dict(score_thr=0.0)),
+    roi_head=dict(bbox_head=dict(num_classes=4), mask_head=dict(num_classes=4)))
 """
 ORIENTED_RCNN = """
 _base_ = '{mim}/configs/oriented_rcnn/oriented-rcnn-le90_r50_fpn_1x_dota.py'

@@ -18,7 +18,7 @@ def psamask_forward(
 ) -> None:
     """Write ``output`` (b, h * w, h, w): what ``input`` (b, h_mask * w_mask, h, w) says of each pair of pixels.
 
-    The mask of a pixel is centred on it. The first axis is the other pixel with ``psa_type`` 0, the pixel itself with 1.
+    The mask of a pixel is centred on it. The first axis is the other pixel with ``psa_type`` 0, and its own with 1.
     """
     place, inside = _places(input, h_feature, w_feature, h_mask, w_mask, half_h_mask, half_w_mask)
     values = input.gather(1, place) * inside
