@@ -31,14 +31,15 @@ class FiniteWeightsHook(Hook):
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Optional[dict] = None
     ) -> None:
         if self.every_n_train_iters(runner, self.interval) or self.is_last_train_iter(runner):
-            self._check(runner)
+            _check(runner, runner.iter + 1)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        self._check(runner)
+        _check(runner, runner.iter)
 
-    def _check(self, runner: Runner) -> None:
-        if not all(parameter.isfinite().all() for parameter in runner.model.parameters()):
-            raise RunError(
-                f'after iteration {runner.iter} there are weights that are infinite or NaN, so nothing more is learnt: '
-                f'lower optim_wrapper.optimizer.lr, or bound gradients with optim_wrapper.clip_grad.max_norm=1'
-            )
+
+def _check(runner: Runner, iterations: int) -> None:
+    if not all(parameter.isfinite().all() for parameter in runner.model.parameters()):
+        raise RunError(
+            f'after iteration {iterations} there are weights that are infinite or NaN, so nothing more is learnt: '
+            f'lower optim_wrapper.optimizer.lr, or bound gradients with optim_wrapper.clip_grad.max_norm=1'
+        )
