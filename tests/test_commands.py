@@ -31,6 +31,9 @@ ELSEWHERE = {
     r'bash tools/(install|demo|test)\.sh': 'continuous integration',
     r'bash tools/dist_train\.sh': 'tests/test_distributed.py, without GPUs',
     r'(bash|python) dev/': 'a release, see CONTRIBUTING.md',
+    r'python benchmarks/deployment\.py': 'who measures, for docs/deploy.md',
+    r'python vis_cam\.py': 'tests/test_other_libraries.py',
+    r'python "\$\(python -c': 'tests/test_own_tools_of_others.py',
 }
 
 #: What is added to commands that would take hours, or taken from those that need a GPU.
@@ -137,6 +140,8 @@ def save_weights(config: str, *files: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_do_what_they_say(page, place):
+    if 'export_onnx.py' in TEXTS[page]:
+        pytest.importorskip('onnxscript', reason='pip install -r requirements/export.txt')
     for own in blocks(page, 'python'):  # the config that a command names
         Path('my_retinanet_swin_t.py').write_text(own)
     for block in blocks(page, 'bash'):
