@@ -4,6 +4,7 @@ Data and weights are made here: small pictures, weights of untrained models. Wha
 options that are added, see :data:`SHORT`; everything else is typed as it stands.
 """
 
+import json
 import os
 import re
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import test_own_data
 import torch
+from mmdet.datasets import CocoDataset
 from official_layout import to_official
 from paths import ROOT
 from test_docs import TEXTS
@@ -95,7 +97,10 @@ def place(tmp_path, monkeypatch):
     monkeypatch.setattr(test_own_data, 'SIZE', (32, 640))  # thin ones, which full-size recipes do not make large
     make('coco_folder', 'data/coco')
     for split in ('train', 'val'):
-        os.rename(f'data/coco/annotations/{split}.json', f'data/coco/annotations/instances_{split}2017.json')
+        file = Path(f'data/coco/annotations/{split}.json')
+        data = json.loads(file.read_text())
+        data['categories'] = [dict(id=i, name=name) for i, name in enumerate(CocoDataset.METAINFO['classes'], 1)]
+        file.with_name(f'instances_{split}2017.json').write_text(json.dumps(data))
         os.rename(f'data/coco/{split}', f'data/coco/{split}2017')
     make('image_label_folder', 'data/made')
     for split, name in (('train', 'training'), ('val', 'validation')):

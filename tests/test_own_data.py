@@ -849,6 +849,18 @@ def test_objects_of_any_config_are_looked_at(edit, message, place):
         count(built(cfg))
 
 
+def test_classes_without_a_category_shift_no_labels(place):
+    """A config of 80 classes, and a file that has two of them."""
+    make_coco()
+    cfg = load_config(str(ROOT / 'configs/maskrcnn_dat_t_1x_coco.py'))
+    dataset = cfg.train_dataloader.dataset
+    dataset.update(data_root='data', ann_file='annotations/train.json', data_prefix=dict(img='train/'))
+    with pytest.raises(RunError, match='has categories for 2 of the 80 classes .* --override'):
+        count(built(cfg))
+    dataset.metainfo = dict(classes=('dog', 'cat'))
+    assert count(built(cfg)).of_class.tolist() == [2, 2]
+
+
 def test_annotations_of_metrics_are_looked_at(place):
     make_coco(first(segmentation=[[0, 0, 1e9, 0, 1e9, 1e9]], area=0))  # which the dataset leaves out, but no metric
     metric = dict(type='CocoMetric', ann_file='data/annotations/val.json')

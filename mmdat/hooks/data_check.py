@@ -118,6 +118,7 @@ def count(dataset: Any) -> Optional[Counts]:
     infos = map(dataset.get_data_info, range(len(dataset)))
     of_class = np.zeros(len(classes), dtype=np.int64)
     if 'instances' in first:
+        _check_categories(dataset, classes)
         masks = _learns_masks(dataset)
         for info in infos:
             _check_objects(info, masks)
@@ -138,6 +139,17 @@ def count(dataset: Any) -> Optional[Counts]:
     if 'seg_map_path' in first:
         return _count_pixels(dataset, first, [Path(info.get('seg_map_path') or '') for info in infos], len(classes))
     return None
+
+
+def _check_categories(dataset: Any, classes: Sequence[str]) -> None:
+    """mmdet numbers the categories that it finds: where a class has none, those behind it get labels of others."""
+    found = getattr(dataset, 'cat_ids', None)
+    if found and len(found) != len(classes):
+        raise RunError(
+            f'{dataset.ann_file} has categories for {len(found)} of the {len(classes)} classes that the config names, '
+            f'so labels would be those of other classes: train with --override configs/own_data/coco_folder.py, which '
+            f'takes the classes from the file, or name them in metainfo.classes and num_classes'
+        )
 
 
 def _learns_masks(dataset: Any) -> bool:
