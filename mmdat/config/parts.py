@@ -108,6 +108,8 @@ def check_channels(cfg: Config) -> None:
             raise RunError(
                 f'data_preprocessor has {len(mean)} values of mean and {len(std)} of std, but the backbone takes '
                 f'images of {channels} channels: set as many, and model.backbone.in_channels'
+                if channels
+                else f'data_preprocessor has {len(mean)} values of mean and {len(std)} of std: set as many of both'
             )
         if not all(std):
             raise RunError(f'data_preprocessor.std must have no 0, which images are divided by, got {list(std)}')
