@@ -68,7 +68,8 @@ def compile_kernel(name: str, dtype: str, channels: int, arch: int) -> dict[str,
     constants, chosen = launch_options(name, kernel.arg_names, dtype, channels, arch)
     signature = {arg: argument_type(arg, module, constants, dtype, name) for arg in kernel.arg_names}
     aligned = [['tt.divisibility', 16]]
-    attributes = {(i,): aligned for i, arg in enumerate(kernel.arg_names) if signature[arg].startswith('*')}
+    known = [signature[arg].startswith('*') or arg == 'stride' for arg in kernel.arg_names]
+    attributes = {(i,): aligned for i, whole in enumerate(known) if whole}
     source = triton.compiler.ASTSource(kernel, signature, constants, attributes)
     options = dict(num_warps=chosen.num_warps, num_stages=chosen.num_stages)
     compiled = triton.compile(source, target=GPUTarget('cuda', arch, 32), options=options)
@@ -107,16 +108,16 @@ def launch_options(name: str, arguments: list[str], dtype: str, channels: int, a
         options.update(BLOCKS_Y=-(-key_side // rows), BLOCKS_X=-(-key_side // SIDE))
     else:
         options = dict(QUERIES=chosen.queries, KEYS=chosen.keys, HALF=dtype != 'float32', SIDE=int(chosen.queries**0.5))
-    options.update(D=channels, PRECISION='tf32x3', UPCAST=False)
+    options.update(CHANNELS=channels, D=channels, PRECISION='tf32x3', UPCAST=False)
     return {key: value for key, value in options.items() if key in arguments}, chosen
 
 
 def argument_type(arg: str, module: Any, constants: dict[str, Any], dtype: str, name: str) -> str:
     if arg in constants:
         return 'constexpr'
-    if arg in ('scale', 'grad_scale'):
+    if arg in ('scale', 'grad_scale', 'slope_y', 'slope_x'):
         return 'fp32'
-    if arg in module.SIZES:
+    if arg in module.SIZES or arg == 'stride':
         return 'i32'
     if arg == 'cells':
         return '*i64'

@@ -106,6 +106,34 @@ def test_local_attention(operator, size, height, width, dim):
     compare(lambda impl: local_attention(operator, 2, size, impl=impl), inputs)
 
 
+def in_layout(layout, inputs, num_maps=3):
+    """Maps as they may lie in memory."""
+    maps, others = inputs[:num_maps], inputs[num_maps:]
+    if layout == 'channels last':
+        maps = [x.contiguous(memory_format=torch.channels_last) for x in maps]
+    elif layout == 'chunks':  # as those of a projection to query, key and value
+        together = torch.cat(maps, 1).contiguous(memory_format=torch.channels_last)
+        maps = list(together.chunk(num_maps, 1))
+    elif layout == 'one image for all':
+        maps = [x[:1].expand_as(x) for x in maps]
+    return maps + others
+
+
+@pytest.mark.parametrize('layout', ['channels last', 'chunks', 'one image for all'])
+@pytest.mark.parametrize('operator', ['deformable', 'neighborhood', 'window'])
+def test_maps_of_any_layout_in_memory(operator, layout):
+    if operator == 'deformable':
+        inputs = attention_inputs(2, 2, 1, (3, 4), (3, 4), (5, 5), torch.float32, 16)
+        attend = lambda impl: table_attention(2, impl=impl)  # noqa: E731
+    else:
+        inputs = local_inputs(operator, 2, 2, 3, 6, 3, torch.float32, 16)
+        attend = lambda impl: local_attention(operator, 2, 3, impl=impl)  # noqa: E731
+    inputs = in_layout(layout, inputs)
+    compare(attend, inputs)
+    out = attend('triton')(*[x.to(DEVICE) for x in inputs])
+    assert out.stride() == torch.empty_like(inputs[0]).stride()  # as compilers are told
+
+
 @pytest.mark.parametrize('operator', ['neighborhood', 'window'])
 def test_local_attention_reads_nothing_beyond_its_table(operator, monkeypatch):
     from mmdat.ops.triton import local
@@ -140,7 +168,7 @@ def test_deterministic_algorithms_are_refused_by_name_where_there_is_none():
         torch.use_deterministic_algorithms(False)
 
 
-def test_autotuning_tries_each_candidate_once_and_changes_no_numbers(monkeypatch):
+def test_autotuning_in_half_precision_tries_each_candidate_once_and_changes_no_numbers(monkeypatch):
     import triton
 
     from mmdat.ops.triton import launch
@@ -155,10 +183,10 @@ def test_autotuning_tries_each_candidate_once_and_changes_no_numbers(monkeypatch
     monkeypatch.setenv('MMDAT_AUTOTUNE', '1')
     monkeypatch.setattr(triton.testing, 'do_bench', do_bench)
     monkeypatch.setattr(launch, '_quickest', {})
-    for _ in range(2):
-        inputs = attention_inputs(1, 1, 1, (2, 3), (1, 2), (3, 5), torch.float32)
-        compare(lambda impl: table_attention(1, impl=impl), inputs)
-        assert len(tried) == 3 * len(launch.CANDIDATES)
+    inputs = attention_inputs(1, 1, 1, (2, 3), (1, 2), (3, 5), torch.float32)
+    for dtype, kernels in ((torch.float32, 0), (torch.float16, 3), (torch.float16, 3)):
+        compare(lambda impl: table_attention(1, impl=impl), inputs, dtype)
+        assert len(tried) == kernels * len(launch.CANDIDATES)
     assert list(launch._quickest.values()) == [launch.CANDIDATES[-1]] * 3
 
 

@@ -20,16 +20,32 @@ def dot(a, b, PRECISION: tl.constexpr, UPCAST: tl.constexpr):
 
 
 @triton.jit
-def load_rows(base, rows, limit, D: tl.constexpr):
-    """Rows of a matrix ``(limit, D)``, zeros beyond its end."""
-    return tl.load(base + rows[:, None] * D + tl.arange(0, D)[None, :], mask=rows[:, None] < limit, other=0.0)
+def of_head(base, head, heads, pixels, stride, CHANNELS: tl.constexpr):
+    """Pointer to a head's channels of the first of an image's pixels, which are ``stride`` apart.
+
+    ``head`` counts the heads of all images, and is of 64 bits.
+    """
+    return base + head // heads * pixels * stride + head % heads * CHANNELS
 
 
 @triton.jit
-def store_rows(base, rows, limit, values, D: tl.constexpr):
+def load_rows(base, rows, limit, stride, CHANNELS: tl.constexpr, D: tl.constexpr):
+    """Channels of pixels ``(rows, D)``, zeros from pixel ``limit`` and channel CHANNELS on."""
+    channels = tl.arange(0, D)[None, :]
+    there = rows[:, None] < limit
+    if CHANNELS < D:
+        there = there & (channels < CHANNELS)
+    return tl.load(base + rows[:, None] * stride + channels, mask=there, other=0.0)
+
+
+@triton.jit
+def store_rows(base, rows, limit, stride, values, CHANNELS: tl.constexpr, D: tl.constexpr):
     """The reverse of :func:`load_rows`."""
-    pointers = base + rows[:, None] * D + tl.arange(0, D)[None, :]
-    tl.store(pointers, values.to(base.dtype.element_ty), mask=rows[:, None] < limit)
+    channels = tl.arange(0, D)[None, :]
+    there = rows[:, None] < limit
+    if CHANNELS < D:
+        there = there & (channels < CHANNELS)
+    tl.store(base + rows[:, None] * stride + channels, values.to(base.dtype.element_ty), mask=there)
 
 
 @triton.jit

@@ -6,17 +6,25 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..position_bias import TableBias
 from .common import LN2, LOG2E
-from .deformable_kernels import forward_kernel, key_gradients_kernel, query_gradient_kernel
-from .launch import from_rows, launch, precision, to_rows
+from .deformable_kernels import (
+    cells_kernel,
+    coordinates_kernel,
+    forward_kernel,
+    key_gradients_kernel,
+    query_gradient_kernel,
+)
+from .launch import from_pixels, launch, padded, precision, to_pixels
 from .settings import Settings, generation_of, tiles
 
 #: Copies of the table's gradient: with one, programs would wait for each other to add to the same entries.
 COPIES = 8
+
+#: How many cells or coordinates a program of the kernels that prepare them takes.
+BLOCK = 256
 
 #: About how many programs the key-major kernel is cut into; where keys are few, several share them.
 PROGRAMS = 512
@@ -26,71 +34,51 @@ class Cells(NamedTuple):
     """A bias in the form that the kernels read.
 
     Attributes:
-        cells: Coefficients of the table's cells in words of 8 bytes, those of float32 in two.
-        row, col: Size of the cells of a head.
+        cells: Coefficients of the table's cells ``(heads, rows, cols)`` in words of 8 bytes, those of float32 in two.
+        rows, cols: Cells of a head.
         origin: Where the cell is whose middle is coordinate 0.
-        query_y, query_x: Coordinates ``(H,)`` and ``(W,)`` in cells.
-        key_y, key_x: Coordinates ``(B * G, N)`` in cells.
+        queries: Coordinates of the map's rows and columns in cells, one after another ``(H + W,)``.
+        keys: Coordinates of the keys in cells ``(2, B * G, N)``.
+        not_finite: NaN for positions that are not finite, else 0, ``(B * G, N)``.
     """
 
     cells: Tensor
     rows: int
     cols: int
     origin: int
-    query_y: Tensor
-    query_x: Tensor
-    key_y: Tensor
-    key_x: Tensor
-
-    @property
-    def pointer(self) -> Tensor:
-        """The cells from the origin on, so that coordinates may be negative."""
-        return self.cells.view(-1)[self.origin :]
+    queries: Tensor
+    keys: Tensor
+    not_finite: Tensor
 
 
-def to_cells(bias: TableBias, half: bool) -> Cells:
-    """Prepare a bias for the kernels."""
-    position = bias.position.flatten(2, 3).flatten(0, 1)
-    axes = [
-        _axis(size, query, key)
-        for size, query, key in zip(bias.table.shape[1:], (bias.query_y, bias.query_x), position.unbind(-1))
-    ]
-    # As many zeros around the table as queries and keys can reach: see _axis.
-    before = [_origin(size) - _centre(size) for size in bias.table.shape[1:]]
-    counts = [2 * size + 3 for size in bias.table.shape[1:]]
-    after = [count + 1 - b - size for count, b, size in zip(counts, before, bias.table.shape[1:])]
-    table = F.pad(bias.table.float() * LOG2E, (before[1], after[1], before[0], after[0]))
-    left, right = table[..., :-1], table[..., 1:]
-    plus, minus = (left + right) / 2, right - left
-    one, by_y = (plus[:, :-1] + plus[:, 1:]) / 2, plus[:, 1:] - plus[:, :-1]
-    by_x, by_xy = (minus[:, :-1] + minus[:, 1:]) / 2, minus[:, 1:] - minus[:, :-1]
-    cells = torch.stack([one, by_x, by_y, by_xy], -1).to(torch.float16 if half else torch.float32)
-    origin = _origin(bias.table.shape[1]) * counts[1] + _origin(bias.table.shape[2])
-    (query_y, key_y), (query_x, key_x) = axes
-    return Cells(cells.view(torch.int64), *counts, origin * (1 if half else 2), query_y, query_x, key_y, key_x)
+def to_cells(bias: TableBias, dtype: torch.dtype) -> Cells:
+    """Prepare a bias for maps of a dtype."""
+    heads, *sizes = bias.table.shape
+    # As many zeros around the table as queries and keys can reach: see coordinates_kernel.
+    rows, cols = [2 * size + 3 for size in sizes]
+    origins = [size + 1 for size in sizes]
+    before = [origin - _centre(size) for origin, size in zip(origins, sizes)]
+    half = dtype != torch.float32
+    cells = bias.table.new_empty(heads, rows, cols, 4, dtype=torch.float16 if half else torch.float32)
+    blocks = -(-rows * cols // BLOCK)
+    launch(cells_kernel, (blocks, heads), bias.table.contiguous(), cells, *sizes, rows, cols, *before, BLOCK=BLOCK)
+
+    height, width = len(bias.query_y), len(bias.query_x)
+    position = bias.position.flatten(2, 3).flatten(0, 1).contiguous()
+    lanes, num_keys = position.shape[:2]
+    queries, keys = [position.new_empty(shape, dtype=torch.float32) for shape in (height + width, (2, lanes, num_keys))]
+    not_finite = position.new_empty(lanes, num_keys, dtype=dtype)
+    blocks = -(-max(lanes * num_keys, height, width) // BLOCK)
+    axes = bias.query_y.contiguous(), bias.query_x.contiguous()
+    sizes = height, width, lanes, num_keys, *sizes
+    launch(coordinates_kernel, (blocks, 2), position, *axes, keys, queries, not_finite, *sizes, BLOCK=BLOCK)
+    origin = (origins[0] * cols + origins[1]) * (1 if half else 2)
+    return Cells(cells.view(torch.int64).flatten(), rows, cols, origin, queries, keys, not_finite)
 
 
 def _centre(size: int) -> int:
     """The entry at (or just before) displacement zero."""
     return (size - 1) // 2
-
-
-def _origin(size: int) -> int:
-    return size + 1
-
-
-def _axis(size: int, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates of queries and keys in cells of an axis of the table with ``size`` entries.
-
-    Their difference is counted from the middle of the cell after the centre, small near the centre, where most
-    reads are: float32 is exact to 1e-7 of it. Queries are at most 2 apart, which is (size - 1) / 2 in cells. So a key
-    can be moved to where all queries see it ``size`` cells away, where the table's zeros are, if it is further.
-    """
-    cells = (size - 1) / 4
-    query, key = query.float() * cells, key.float() * cells
-    first = query.amin()
-    key = torch.minimum(torch.maximum(key, first - (size + 1) / 2), first + size)
-    return query + ((size - 1) / 2 - _centre(size) - 0.5), key.nan_to_num(0.0).contiguous()
 
 
 def _taps(size: int, queries: int, side: int) -> int:
@@ -108,17 +96,20 @@ class _Call:
         self.height, self.width = query.shape[2:]
         self.keys = key.shape[2] * key.shape[3]
         self.half = query.dtype != torch.float32
-        self.scale = (query.shape[1] // num_heads) ** -0.5
-        # Positions that are not numbers make all scores of their keys NaN, as in the specification.
-        finite = bias.position.isfinite().all(-1).unsqueeze(2)
-        key = key.unflatten(1, (self.groups, -1)).masked_fill(~finite, torch.nan).flatten(1, 2)
-        self.maps = [to_rows(x, num_heads) for x in (query, key, value)]
-        self.cells = to_cells(bias, self.half)
+        self.channels = query.shape[1] // num_heads
+        self.scale = self.channels**-0.5
+        self.cells = to_cells(bias, query.dtype)
+        # Positions that are not finite make all scores of their keys NaN, as in the specification.
+        not_finite = self.cells.not_finite.view(self.batch, self.groups, 1, *key.shape[2:])
+        key = (key.unflatten(1, (self.groups, -1)) + not_finite).flatten(1, 2)
+        self.maps = [to_pixels(x).contiguous() for x in (query, key, value)]
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
         cells = self.cells
-        return (*self.maps, cells.pointer, cells.query_y, cells.query_x, cells.key_y, cells.key_x)
+        query_y, query_x = cells.queries[: self.height], cells.queries[self.height :]
+        # From the origin on, so that coordinates may be negative.
+        return (*self.maps, cells.cells[cells.origin :], query_y, query_x, *cells.keys)
 
     @property
     def table_size(self) -> tuple[int, int]:
@@ -126,12 +117,13 @@ class _Call:
         return self.cells.rows * self.cells.cols, self.cells.cols
 
     def settings(self, kernel: str) -> Settings:
-        rows = self.maps[0]
-        return tiles(kernel, rows.dtype, rows.shape[-1], generation_of(rows.device))
+        query = self.maps[0]
+        return tiles(kernel, query.dtype, padded(self.channels), generation_of(query.device))
 
     def options(self, chosen: Settings) -> dict[str, Any]:
         return dict(
-            D=self.maps[0].shape[-1],
+            CHANNELS=self.channels,
+            D=padded(self.channels),
             KEYS=chosen.keys,
             HALF=self.half,
             num_warps=chosen.num_warps,
@@ -167,24 +159,26 @@ def forward(
     Returns:
         The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(B * heads, H * W)``, to the base of 2.
     """
+    lse = query.new_empty(len(query) * num_heads, query.shape[2] * query.shape[3], dtype=torch.float32)
+    if not (query.numel() and key.numel()):
+        return torch.zeros_like(query), lse.fill_(-math.inf)
     call = _Call(query, key, value, TableBias(table, position, query_y, query_x, True), num_heads)
-    rows = torch.empty_like(call.maps[0])
-    lse = query.new_empty(rows.shape[:2], dtype=torch.float32)
-    if rows.numel():
-        chosen = call.settings('queries')
-        sizes = call.heads, call.heads // call.groups, rows.shape[1], call.width, call.keys, *call.table_size
-        launch(
-            forward_kernel,
-            (-(-rows.shape[1] // chosen.queries), rows.shape[0]),
-            *call.inputs,
-            rows,
-            lse,
-            *sizes,
-            call.scale * LOG2E,
-            QUERIES=chosen.queries,
-            **call.options(chosen),
-        )
-    return from_rows(rows, num_heads, query), lse
+    out = torch.empty_like(call.maps[0])
+    chosen = call.settings('queries')
+    rows, queries = lse.shape
+    sizes = call.heads, call.heads // call.groups, queries, call.width, call.keys, *call.table_size
+    launch(
+        forward_kernel,
+        (-(-queries // chosen.queries), rows),
+        *call.inputs,
+        out,
+        lse,
+        *sizes,
+        call.scale * LOG2E,
+        QUERIES=chosen.queries,
+        **call.options(chosen),
+    )
+    return from_pixels(out, query), lse
 
 
 def backward(
@@ -208,8 +202,10 @@ def backward(
     """
     if needs[3]:
         _refuse_if_deterministic()
+    if not (query.numel() and key.numel()):
+        return [torch.zeros_like(x) for x in (query, key, value, table, position)]
     call = _Call(query, key, value, TableBias(table, position, query_y, query_x, True), num_heads)
-    grad, out = to_rows(grad, num_heads), to_rows(out, num_heads)
+    grad, out = to_pixels(grad).contiguous(), to_pixels(out).contiguous()
     delta, grad_query = torch.empty_like(lse), torch.empty_like(grad)
     chosen, key_chosen = call.settings('queries'), call.settings('keys')
     side = math.isqrt(key_chosen.queries)
@@ -218,67 +214,63 @@ def backward(
     tiles = -(-call.height // side) * -(-call.width // side)
     parts = max(min(PROGRAMS // max(rows * blocks, 1), tiles), 1)
     like_keys = dict(dtype=torch.float32, device=query.device)
-    grad_key, grad_value = [torch.zeros(parts, *call.maps[1].shape, **like_keys) for _ in range(2)]
-    grad_key_y, grad_key_x = [torch.zeros(parts, rows, call.keys, **like_keys) for _ in range(2)]
+    grad_key, grad_value = torch.empty(2, parts, *call.maps[1].shape, **like_keys)
+    grad_position = torch.empty(2, parts, rows, call.keys, **like_keys)
     copies = min(COPIES, blocks * parts * call.batch) or 1
     grad_table = torch.zeros(copies, *table.shape, **like_keys)
-    if queries and rows:
-        heads = call.heads, call.heads // call.groups
-        launch(
-            query_gradient_kernel,
-            (-(-queries // chosen.queries), rows),
-            *call.inputs,
-            out,
-            lse,
-            grad,
-            delta,
-            grad_query,
-            *heads,
-            queries,
-            call.width,
-            call.keys,
-            *call.table_size,
-            call.scale * LOG2E,
-            call.scale,
-            QUERIES=chosen.queries,
-            **call.options(chosen),
-        )
-        launch(
-            key_gradients_kernel,
-            (blocks, rows, parts),
-            *call.inputs,
-            lse,
-            grad,
-            delta,
-            grad_key,
-            grad_value,
-            grad_key_y,
-            grad_key_x,
-            grad_table,
-            *heads,
-            call.height,
-            call.width,
-            call.keys,
-            *call.table_size,
-            *table.shape[1:],
-            *[_centre(size) for size in table.shape[1:]],
-            *[_taps(*axis, side) for axis in zip(table.shape[1:], (call.height, call.width))],
-            copies,
-            call.scale * LOG2E,
-            call.scale,
-            adds_to=grad_table,
-            SIDE=side,
-            **call.options(key_chosen),
-        )
-    by_axis = [
+    heads = call.heads, call.heads // call.groups
+    launch(
+        query_gradient_kernel,
+        (-(-queries // chosen.queries), rows),
+        *call.inputs,
+        out,
+        lse,
+        grad,
+        delta,
+        grad_query,
+        *heads,
+        queries,
+        call.width,
+        call.keys,
+        *call.table_size,
+        call.scale * LOG2E,
+        call.scale,
+        QUERIES=chosen.queries,
+        **call.options(chosen),
+    )
+    launch(
+        key_gradients_kernel,
+        (blocks, rows, parts),
+        *call.inputs,
+        lse,
+        grad,
+        delta,
+        grad_key,
+        grad_value,
+        *grad_position,
+        grad_table,
+        *heads,
+        call.height,
+        call.width,
+        call.keys,
+        *call.table_size,
+        *table.shape[1:],
+        *[_centre(size) for size in table.shape[1:]],
+        *[_taps(*axis, side) for axis in zip(table.shape[1:], (call.height, call.width))],
+        copies,
+        call.scale * LOG2E,
+        call.scale,
         # The coefficients are in units of log 2; a key further on is a query further back.
-        x.sum(0).view(call.batch, call.groups, -1, call.keys).sum(2) * ((1 - size) / 4 * LN2)
-        for x, size in zip((grad_key_y, grad_key_x), table.shape[1:])
-    ]
+        *[(1 - size) / 4 * LN2 for size in table.shape[1:]],
+        adds_to=grad_table,
+        SIDE=side,
+        **call.options(key_chosen),
+    )
+    of_heads = grad_position.view(2, parts, call.batch, call.groups, -1, call.keys)
     return [
-        from_rows(grad_query, num_heads, query),
-        from_rows(grad_key.sum(0), num_heads, key),
-        from_rows(grad_value.sum(0), num_heads, value),
+        from_pixels(grad_query, query),
+        from_pixels(grad_key.sum(0) if parts > 1 else grad_key[0], key),
+        from_pixels(grad_value.sum(0) if parts > 1 else grad_value[0], value),
         grad_table.sum(0).to(table.dtype),
-        torch.stack(by_axis, -1).view(position.shape).to(position.dtype),
+        of_heads.sum((1, 4)).permute(1, 2, 3, 0).reshape(position.shape).to(position.dtype),
     ]

@@ -1,47 +1,58 @@
 """Running kernels, and the layout that they take."""
 
 import os
-import subprocess
 from typing import Any, Callable, Optional
 
 import torch
-import torch.nn.functional as F
 import triton
 from torch import Tensor
 
 from .availability import interpreted
 
 
-def to_rows(x: Tensor, num_heads: int) -> Tensor:
-    """A map ``(B, C, H, W)`` as ``(B * heads, H * W, D)``, its channels padded with zeros to a power of two.
+def to_pixels(x: Tensor) -> Tensor:
+    """A map ``(B, C, H, W)`` as ``(B, H * W, C)``: channels side by side in memory, all pixels equally far apart.
 
-    One copy, after which a kernel loads whole rows, whatever the layout of the map.
+    Of a channels-last map, or some channels of one, that is a view; of others a copy.
     """
-    x = x.flatten(2).unflatten(1, (num_heads, -1)).transpose(2, 3).flatten(0, 1)
-    padding = max(triton.next_power_of_2(x.shape[2]), 16) - x.shape[2]
-    return F.pad(x, (0, padding)) if padding else x.contiguous()
+    pixels = x.flatten(2).transpose(1, 2)
+    batch, count, channels = pixels.shape
+    between_images, between_pixels, between_channels = pixels.stride()
+    apart = count > 1 and between_pixels >= channels and (batch == 1 or between_images == count * between_pixels)
+    return pixels if apart and between_channels == 1 else pixels.contiguous()
 
 
-def from_rows(rows: Tensor, num_heads: int, like: Tensor) -> Tensor:
-    """The reverse of :func:`to_rows`, in the dtype and layout of ``like``."""
+def pixel_stride(pixels: Tensor) -> int:
+    """How far the pixels of :func:`to_pixels` are apart."""
+    return pixels.stride(1) if pixels.shape[1] > 1 else pixels.shape[2]
+
+
+def from_pixels(pixels: Tensor, like: Tensor) -> Tensor:
+    """The reverse of :func:`to_pixels`, in the dtype and layout of ``like``."""
+    x = pixels.transpose(1, 2).unflatten(2, like.shape[2:])
     out = torch.empty_like(like)
-    by_head = out.unflatten(1, (num_heads, -1))
-    by_head.copy_(rows[..., : by_head.shape[2]].transpose(1, 2).reshape(by_head.shape))
-    return out
+    same = all(a == b for a, b, length in zip(x.stride(), out.stride(), x.shape) if length > 1)
+    return x if same and x.dtype == out.dtype else out.copy_(x)
 
 
-def precision(rows: Tensor) -> dict[str, Any]:
+def padded(channels: int) -> int:
+    """Channels of a head as products on tensor cores take them."""
+    return max(triton.next_power_of_2(channels), 16)
+
+
+def precision(x: Tensor) -> dict[str, Any]:
     """The kernels' options for their products: in half precision exact; of float32 by three products of TensorFloat32.
 
     If the user allows TensorFloat32 (``torch.backends.cuda.matmul.allow_tf32``), one suffices.
     """
-    allowed = rows.is_cuda and torch.backends.cuda.matmul.allow_tf32
-    upcast = interpreted() and rows.dtype == torch.bfloat16
+    allowed = x.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    upcast = interpreted() and x.dtype == torch.bfloat16
     return dict(PRECISION='tf32' if allowed else 'tf32x3', UPCAST=upcast)
 
 
-#: What MMDAT_AUTOTUNE=1 tries: how many warps share a tile, and how many tiles are on their way from memory.
-CANDIDATES = [dict(num_warps=warps, num_stages=stages) for warps in (4, 8) for stages in (1, 2, 3)]
+#: What MMDAT_AUTOTUNE=1 tries: how many warps share a tile, and how many tiles are on their way from memory. Not in
+#: float32, whose tiles are too small for eight warps: on an H100, what Triton 3.6 made of them read beyond the memory.
+CANDIDATES = [dict(num_warps=warps, num_stages=stages) for warps in (4, 8) for stages in (1, 2)]
 _quickest: dict[Any, dict[str, int]] = {}
 
 
@@ -50,39 +61,31 @@ def launch(
 ) -> None:
     """Run a kernel for each element of a grid, on the device of its first argument.
 
-    With ``MMDAT_AUTOTUNE=1`` in the environment, the first call of a kernel for a dtype and its constants times the
-    :data:`CANDIDATES`, and later calls take the quickest.
+    With ``MMDAT_AUTOTUNE=1`` in the environment, the first call of a kernel with settings in half precision, for a
+    dtype and its constants, times the :data:`CANDIDATES`, and later calls take the quickest.
 
     Args:
         kernel: The kernel.
         grid: How many programs, along up to three axes.
         first, args: Its arguments.
         adds_to: The one, zero at first, that the kernel adds to, where it does not just write.
-        options: Its constants, ``num_warps`` and ``num_stages``.
-
-    Raises:
-        RuntimeError: If Triton cannot build what starts its kernels.
+        options: Its constants, and for kernels with settings ``num_warps`` and ``num_stages``.
     """
 
     def run(**others: int) -> None:
         kernel[grid](first, *args, **{**options, **others})
 
     with torch.cuda.device_of(first):
-        try:
-            chosen = {}
-            if os.environ.get('MMDAT_AUTOTUNE') == '1':
-                case = kernel, first.dtype, first.device, *options.items()
-                if case not in _quickest:
-                    _quickest[case] = _time_candidates(run)
-                    if adds_to is not None:
-                        adds_to.zero_()
-                chosen = _quickest[case]
-            run(**chosen)
-        except (subprocess.CalledProcessError, FileNotFoundError) as error:
-            raise RuntimeError(
-                "impl='triton' compiles when it first runs, which needs a C compiler and Python's headers (Debian: "
-                f"gcc, python3-dev); impl='fast' needs none: {error}"
-            ) from error
+        chosen = {}
+        tuned = 'num_warps' in options and first.dtype != torch.float32
+        if tuned and os.environ.get('MMDAT_AUTOTUNE') == '1':
+            case = kernel, first.dtype, first.device, *options.items()
+            if case not in _quickest:
+                _quickest[case] = _time_candidates(run)
+                if adds_to is not None:
+                    adds_to.zero_()
+            chosen = _quickest[case]
+        run(**chosen)
 
 
 def _time_candidates(run: Callable[..., None]) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Attention to pixels nearby through the kernels of ``local_kernels.py``."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Optional
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from ..local_attention.tiles import neighborhoods
 from .common import LOG2E
-from .launch import from_rows, launch, precision, to_rows
+from .launch import from_pixels, launch, padded, pixel_stride, precision, to_pixels
 from .local_kernels import bias_gradient_kernel, forward_kernel, key_gradients_kernel, query_gradient_kernel
 from .settings import SIDE, generation_of, tiles
 
@@ -32,8 +33,11 @@ class _Call:
     ):
         self.batch, channels, self.height, self.width = query.shape
         self.heads, self.size = num_heads, size
-        self.scale = (channels // num_heads) ** -0.5
-        self.maps = [to_rows(x, num_heads) for x in (query, key, value)]
+        self.channels = channels // num_heads
+        self.scale = self.channels**-0.5
+        self.maps = [to_pixels(x) for x in (query, key, value)]
+        if len({pixel_stride(x) for x in self.maps}) > 1:
+            self.maps = [x.contiguous() for x in self.maps]
         self.table = (table.float() * LOG2E).contiguous()
         self.window = pattern == 'window'
         self.parts = -(-size // SIDE) if self.window else 1
@@ -45,13 +49,13 @@ class _Call:
             axes = [neighborhoods(length, size) for length in query.shape[2:]]
             self.before, self.tiles = [axis.before for axis in axes], [axis.tiles for axis in axes]
             self.margin, key_side = axes[0].margin, axes[0].key_side
-        self.settings = tiles('local', query.dtype, self.maps[0].shape[-1], generation_of(query.device))
+        self.settings = tiles('local', query.dtype, padded(self.channels), generation_of(query.device))
         self.rows = self.settings.keys // SIDE
         self.blocks = -(-key_side // self.rows), -(-key_side // SIDE)
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        return self.heads, self.height, self.width, *self.before
+        return pixel_stride(self.maps[0]), self.heads, self.height, self.width, *self.before
 
     @property
     def programs(self) -> tuple[int, int]:
@@ -62,7 +66,8 @@ class _Call:
         return dict(
             num_warps=self.settings.num_warps,
             num_stages=self.settings.num_stages,
-            D=self.maps[0].shape[-1],
+            CHANNELS=self.channels,
+            D=padded(self.channels),
             SIZE=self.size,
             WINDOW=self.window,
             SIDE=SIDE,
@@ -75,20 +80,23 @@ class _Call:
     def key_options(self) -> dict[str, Any]:
         return dict(MARGIN=self.margin, BLOCKS_Y=self.blocks[0], BLOCKS_X=self.blocks[1])
 
-    def ways(self) -> Tensor:
-        """The table's entry (its length where there is none) for each pair of slots, ``(ways, queries, keys)``."""
-        y, x = self._apart(self.rows, self.blocks[0]), self._apart(SIDE, self.blocks[1])
-        y, x = y[:, None, :, None, :, None, :, None], x[None, :, None, :, None, :, None, :]
-        side = 2 * self.size - 1
-        inside = (y >= 0) & (y < side) & (x >= 0) & (x < side)
-        return torch.where(inside, y * side + x, side * side).reshape(-1, SIDE**2, self.rows * SIDE)
 
-    def _apart(self, length: int, blocks: int) -> Tensor:
+@lru_cache(maxsize=32)
+def _ways(size: int, parts: int, margin: int, rows: int, blocks: tuple[int, int], device: torch.device) -> Tensor:
+    """The table's entry (its length where there is none) for each pair of slots, ``(ways, queries, keys)``."""
+
+    def apart(length: int, count: int) -> Tensor:
         """Along an axis, the table's index for each part of a window, block of keys of a length, query and key."""
-        starts = torch.arange(blocks) * length - self.margin
-        queries = torch.arange(self.parts)[:, None] * SIDE + torch.arange(SIDE)
+        starts = torch.arange(count) * length - margin
+        queries = torch.arange(parts)[:, None] * SIDE + torch.arange(SIDE)
         keys = starts[:, None, None] + torch.arange(length)
-        return keys - queries[:, None, :, None] + self.size - 1
+        return keys - queries[:, None, :, None] + size - 1
+
+    y, x = apart(rows, blocks[0]), apart(SIDE, blocks[1])
+    y, x = y[:, None, :, None, :, None, :, None], x[None, :, None, :, None, :, None, :]
+    side = 2 * size - 1
+    inside = (y >= 0) & (y < side) & (x >= 0) & (x < side)
+    return torch.where(inside, y * side + x, side * side).reshape(-1, SIDE**2, rows * SIDE).to(device)
 
 
 def forward(
@@ -107,15 +115,15 @@ def forward(
         The output ``(B, C, H, W)``, and the log-sum-exp of its scores ``(B * heads, H * W)``, to the base of 2.
     """
     call = _Call(query, key, value, table, num_heads, pattern, size, shift)
-    rows = torch.empty_like(call.maps[0])
-    lse = query.new_empty(rows.shape[:2], dtype=torch.float32)
-    if rows.numel():
+    out = query.new_empty(call.maps[0].shape)
+    lse = query.new_empty(call.batch * num_heads, call.height * call.width, dtype=torch.float32)
+    if out.numel():
         launch(
             forward_kernel,
             call.programs,
             *call.maps,
             call.table,
-            rows,
+            out,
             lse,
             *call.sizes,
             call.tiles[1],
@@ -123,7 +131,7 @@ def forward(
             **call.options,
             **call.key_options,
         )
-    return from_rows(rows, num_heads, query), lse
+    return from_pixels(out, query), lse
 
 
 def backward(
@@ -144,7 +152,7 @@ def backward(
     call = _Call(query, key, value, table, num_heads, pattern, size, shift)
     if not lse.numel():
         return [torch.zeros_like(x) if need else None for x, need in zip((query, key, value, table), needs)]
-    grad, out = to_rows(grad, num_heads), to_rows(out, num_heads)
+    grad, out = to_pixels(grad).contiguous(), to_pixels(out).contiguous()
     delta, grad_query = torch.empty_like(lse), torch.empty_like(grad)
     scales = call.scale * LOG2E, call.scale
     inputs = *call.maps, call.table
@@ -166,7 +174,7 @@ def backward(
     )
     grad_key = grad_value = grad_table = None
     if needs[1] or needs[2]:
-        grad_key, grad_value = torch.empty_like(call.maps[1]), torch.empty_like(call.maps[2])
+        grad_key, grad_value = torch.empty_like(grad), torch.empty_like(grad)
         launch(
             key_gradients_kernel,
             call.programs,
@@ -184,15 +192,15 @@ def backward(
     if needs[3]:
         grad_table = _table_gradient(call, inputs, lse, grad, delta).view(table.shape).to(table.dtype)
     return [
-        from_rows(grad_query, num_heads, query) if needs[0] else None,
-        from_rows(grad_key, num_heads, key) if needs[1] else None,
-        from_rows(grad_value, num_heads, value) if needs[2] else None,
+        from_pixels(grad_query, query) if needs[0] else None,
+        from_pixels(grad_key, key) if needs[1] else None,
+        from_pixels(grad_value, value) if needs[2] else None,
         grad_table,
     ]
 
 
 def _table_gradient(call: _Call, inputs: Sequence[Tensor], lse: Tensor, grad: Tensor, delta: Tensor) -> Tensor:
-    ways = call.ways().to(grad.device)
+    ways = _ways(call.size, call.parts, call.margin, call.rows, call.blocks, grad.device)
     tiles = call.batch * (call.tiles[0] // call.parts) * (call.tiles[1] // call.parts)
     parts = max(min(PROGRAMS // (call.heads * len(ways)), tiles), 1)
     grad_bias = grad.new_empty(parts, call.heads, *ways.shape, dtype=torch.float32)

@@ -8,14 +8,16 @@ A tile of a map cut into windows lies within one window; windows larger than a t
 Tiles of other maps begin ``before`` pixels before the map, see :mod:`mmdat.ops.local_attention.tiles`, which says why
 keys up to MARGIN pixels around a tile suffice. (With windows, ``before`` is that of the first window.)
 
-Letters: BH images times heads, D channels of a head (padded to a power of two), SIZE the side of windows or
+Maps come as ``(B, pixels, C)``; pixels of query, key and value are ``stride`` apart, those of the others C.
+
+Letters: BH images times heads, CHANNELS of a head, D the same padded to a power of two, SIZE the side of windows or
 neighbourhoods, BLOCKS_Y and BLOCKS_X how many blocks of keys hold what a tile sees.
 """
 
 import triton
 import triton.language as tl
 
-from .common import dot, finite_maximum, load_rows, store_rows
+from .common import dot, finite_maximum, load_rows, of_head, store_rows
 
 #: Arguments that follow the size of maps, which changes from image to image: no kernel of its own for any.
 SIZES = ['heads', 'height', 'width', 'before_y', 'before_x', 'tiles_y', 'tiles_x', 'batch']
@@ -138,6 +140,7 @@ def forward_kernel(
     table,
     out,
     lse,
+    stride,
     heads,
     height,
     width,
@@ -145,6 +148,7 @@ def forward_kernel(
     before_x,
     tiles_x,
     scale,
+    CHANNELS: tl.constexpr,
     D: tl.constexpr,
     SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -157,12 +161,17 @@ def forward_kernel(
     PRECISION: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Output ``(BH, H * W, D)`` and log-sum-exp in units of log 2 ``(BH, H * W)``."""
+    """Output ``(B, H * W, C)`` and log-sum-exp in units of log 2 ``(BH, H * W)``."""
     head = tl.program_id(1).to(tl.int64)
     tile_y, tile_x = tl.program_id(0) // tiles_x, tl.program_id(0) % tiles_x
     pixels = height * width
+    channels = heads * CHANNELS
+    query = of_head(query, head, heads, pixels, stride, CHANNELS)
+    key = of_head(key, head, heads, pixels, stride, CHANNELS)
+    value = of_head(value, head, heads, pixels, stride, CHANNELS)
+    out = of_head(out, head, heads, pixels, channels, CHANNELS)
     y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
-    q = load_rows(query + head * pixels * D, places, pixels, D)
+    q = load_rows(query, places, pixels, stride, CHANNELS, D)
     table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
     top = tl.full([SIDE * SIDE], float('-inf'), tl.float32)
     total = tl.zeros([SIDE * SIDE], tl.float32)
@@ -187,17 +196,17 @@ def forward_kernel(
             MARGIN,
             ROWS,
         )
-        k = load_rows(key + head * pixels * D, keys, pixels, D)
+        k = load_rows(key, keys, pixels, stride, CHANNELS, D)
         scores = dot(q, k.T, PRECISION, UPCAST) * scale + bias
         new_top = tl.maximum(top, tl.max(scores, 1))
         shift = finite_maximum(new_top)
         p = tl.exp2(scores - shift[:, None])
         shrink = tl.exp2(top - shift)
         total = total * shrink + tl.sum(p, 1)
-        v = load_rows(value + head * pixels * D, keys, pixels, D)
+        v = load_rows(value, keys, pixels, stride, CHANNELS, D)
         sums = sums * shrink[:, None] + dot(p.to(v.dtype), v, PRECISION, UPCAST)
         top = new_top
-    store_rows(out + head * pixels * D, places, pixels, sums / total[:, None], D)
+    store_rows(out, places, pixels, channels, sums / total[:, None], CHANNELS, D)
     tl.store(lse + head * pixels + places, top + tl.log2(total), mask=places < pixels)
 
 
@@ -212,6 +221,7 @@ def query_gradient_kernel(
     grad,
     delta,
     grad_query,
+    stride,
     heads,
     height,
     width,
@@ -220,6 +230,7 @@ def query_gradient_kernel(
     tiles_x,
     scale,
     grad_scale,
+    CHANNELS: tl.constexpr,
     D: tl.constexpr,
     SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -236,10 +247,17 @@ def query_gradient_kernel(
     head = tl.program_id(1).to(tl.int64)
     tile_y, tile_x = tl.program_id(0) // tiles_x, tl.program_id(0) % tiles_x
     pixels = height * width
+    channels = heads * CHANNELS
+    query = of_head(query, head, heads, pixels, stride, CHANNELS)
+    key = of_head(key, head, heads, pixels, stride, CHANNELS)
+    value = of_head(value, head, heads, pixels, stride, CHANNELS)
+    out = of_head(out, head, heads, pixels, channels, CHANNELS)
+    grad = of_head(grad, head, heads, pixels, channels, CHANNELS)
+    grad_query = of_head(grad_query, head, heads, pixels, channels, CHANNELS)
     y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
-    q = load_rows(query + head * pixels * D, places, pixels, D)
-    g = load_rows(grad + head * pixels * D, places, pixels, D)
-    o = load_rows(out + head * pixels * D, places, pixels, D)
+    q = load_rows(query, places, pixels, stride, CHANNELS, D)
+    g = load_rows(grad, places, pixels, channels, CHANNELS, D)
+    o = load_rows(out, places, pixels, channels, CHANNELS, D)
     d = tl.sum(g.to(tl.float32) * o.to(tl.float32), 1)
     tl.store(delta + head * pixels + places, d, mask=places < pixels)
     log = tl.load(lse + head * pixels + places, mask=places < pixels, other=float('inf'))
@@ -265,12 +283,12 @@ def query_gradient_kernel(
             MARGIN,
             ROWS,
         )
-        k = load_rows(key + head * pixels * D, keys, pixels, D)
+        k = load_rows(key, keys, pixels, stride, CHANNELS, D)
         p = tl.exp2(dot(q, k.T, PRECISION, UPCAST) * scale + bias - log[:, None])
-        v = load_rows(value + head * pixels * D, keys, pixels, D)
+        v = load_rows(value, keys, pixels, stride, CHANNELS, D)
         grad_scores = p * (dot(g, v.T, PRECISION, UPCAST) - d[:, None])
         sums += dot(grad_scores.to(k.dtype), k, PRECISION, UPCAST)
-    store_rows(grad_query + head * pixels * D, places, pixels, sums * grad_scale, D)
+    store_rows(grad_query, places, pixels, channels, sums * grad_scale, CHANNELS, D)
 
 
 @triton.jit
@@ -296,6 +314,7 @@ def key_gradients_kernel(
     delta,
     grad_key,
     grad_value,
+    stride,
     heads,
     height,
     width,
@@ -304,6 +323,7 @@ def key_gradients_kernel(
     tiles_x,
     scale,
     grad_scale,
+    CHANNELS: tl.constexpr,
     D: tl.constexpr,
     SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -317,9 +337,16 @@ def key_gradients_kernel(
     head = tl.program_id(1).to(tl.int64)
     tile_y, tile_x = tl.program_id(0) // tiles_x, tl.program_id(0) % tiles_x
     pixels = height * width
+    channels = heads * CHANNELS
+    query = of_head(query, head, heads, pixels, stride, CHANNELS)
+    key = of_head(key, head, heads, pixels, stride, CHANNELS)
+    value = of_head(value, head, heads, pixels, stride, CHANNELS)
+    grad = of_head(grad, head, heads, pixels, channels, CHANNELS)
+    grad_key = of_head(grad_key, head, heads, pixels, channels, CHANNELS)
+    grad_value = of_head(grad_value, head, heads, pixels, channels, CHANNELS)
     key_y, key_x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
-    k = load_rows(key + head * pixels * D, places, pixels, D)
-    v = load_rows(value + head * pixels * D, places, pixels, D)
+    k = load_rows(key, places, pixels, stride, CHANNELS, D)
+    v = load_rows(value, places, pixels, stride, CHANNELS, D)
     table += head % heads * (2 * SIZE - 1) * (2 * SIZE - 1)
     if WINDOW:
         first_y, high = tile_y // PARTS * SIZE - before_y, SIZE
@@ -333,8 +360,8 @@ def key_gradients_kernel(
     for number in range(rows * cols):
         top, left = first_y + number // cols * ROWS, first_x + number % cols * SIDE
         y, x, queries = block(top, left, height, width, ROWS, SIDE)
-        q = load_rows(query + head * pixels * D, queries, pixels, D)
-        g = load_rows(grad + head * pixels * D, queries, pixels, D)
+        q = load_rows(query, queries, pixels, stride, CHANNELS, D)
+        g = load_rows(grad, queries, pixels, channels, CHANNELS, D)
         log = tl.load(lse + head * pixels + queries, mask=queries < pixels, other=float('inf'))
         d = tl.load(delta + head * pixels + queries, mask=queries < pixels, other=0.0)
         bias = bias_and_mask(
@@ -354,8 +381,8 @@ def key_gradients_kernel(
         v_sums += dot(p.to(g.dtype), g, PRECISION, UPCAST)
         grad_scores = p * (dot(v, g.T, PRECISION, UPCAST) - d[None, :])
         k_sums += dot(grad_scores.to(q.dtype), q, PRECISION, UPCAST)
-    store_rows(grad_key + head * pixels * D, places, pixels, k_sums * grad_scale, D)
-    store_rows(grad_value + head * pixels * D, places, pixels, v_sums, D)
+    store_rows(grad_key, places, pixels, channels, k_sums * grad_scale, CHANNELS, D)
+    store_rows(grad_value, places, pixels, channels, v_sums, CHANNELS, D)
 
 
 @triton.jit(do_not_specialize=SIZES, do_not_specialize_on_alignment=SIZES)
@@ -368,6 +395,7 @@ def bias_gradient_kernel(
     grad,
     delta,
     grad_bias,
+    stride,
     heads,
     height,
     width,
@@ -377,6 +405,7 @@ def bias_gradient_kernel(
     tiles_x,
     batch,
     scale,
+    CHANNELS: tl.constexpr,
     D: tl.constexpr,
     SIZE: tl.constexpr,
     WINDOW: tl.constexpr,
@@ -397,14 +426,15 @@ def bias_gradient_kernel(
     part, head, way = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     col, row = way % BLOCKS_X, way // BLOCKS_X % BLOCKS_Y
     part_x, part_y = way // (BLOCKS_Y * BLOCKS_X) % PARTS, way // (BLOCKS_Y * BLOCKS_X * PARTS)
-    pixels = height * width
+    pixels, channels = height * width, heads * CHANNELS
     table += head * (2 * SIZE - 1) * (2 * SIZE - 1)
     windows_y, windows_x = tiles_y // PARTS, tiles_x // PARTS
     sums = tl.zeros([SIDE * SIDE, ROWS * SIDE], tl.float32)
     for number in range(part, batch * windows_y * windows_x, tl.num_programs(0)):
         tile_x = number % windows_x * PARTS + part_x
         tile_y = number // windows_x % windows_y * PARTS + part_y
-        start = (number // (windows_x * windows_y) * heads + head).to(tl.int64) * pixels
+        of_all = (number // (windows_x * windows_y) * heads + head).to(tl.int64)
+        start = of_all * pixels
         y, x, places = tile_of_queries(tile_y, tile_x, height, width, before_y, before_x, SIZE, WINDOW, SIDE, PARTS)
         keys, bias = key_block(
             row,
@@ -425,10 +455,10 @@ def bias_gradient_kernel(
             MARGIN,
             ROWS,
         )
-        q = load_rows(query + start * D, places, pixels, D)
-        g = load_rows(grad + start * D, places, pixels, D)
-        k = load_rows(key + start * D, keys, pixels, D)
-        v = load_rows(value + start * D, keys, pixels, D)
+        q = load_rows(of_head(query, of_all, heads, pixels, stride, CHANNELS), places, pixels, stride, CHANNELS, D)
+        g = load_rows(of_head(grad, of_all, heads, pixels, channels, CHANNELS), places, pixels, channels, CHANNELS, D)
+        k = load_rows(of_head(key, of_all, heads, pixels, stride, CHANNELS), keys, pixels, stride, CHANNELS, D)
+        v = load_rows(of_head(value, of_all, heads, pixels, stride, CHANNELS), keys, pixels, stride, CHANNELS, D)
         log = tl.load(lse + start + places, mask=places < pixels, other=float('inf'))
         d = tl.load(delta + start + places, mask=places < pixels, other=0.0)
         p = tl.exp2(dot(q, k.T, PRECISION, UPCAST) * scale + bias - log[:, None])

@@ -1,8 +1,8 @@
 """How large the kernels' tiles are, by kernel, dtype, channels of a head and generation of processors.
 
 They follow from what the compiler says of registers and shared memory, see docs/gpu.md: no values in registers may have
-to be moved to memory and back (spilled) in the kernels that take queries, few in the ones that take keys. No GPU has
-timed them.
+to be moved to memory and back (spilled) in the kernels that take queries, few in the ones that take keys. Other sizes
+have not been timed.
 """
 
 from typing import NamedTuple
