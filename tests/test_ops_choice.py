@@ -1,6 +1,7 @@
 """Which form of an operator runs on a GPU, seen without one through tensors that have no values."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,12 +18,25 @@ from mmdat.ops import (
     window_attention,
 )
 from mmdat.ops.deformable_attention.interface import held_by_plain_form
+from mmdat.ops.triton import availability
 
 ROOT = Path(__file__).parents[1]
 
 fake_tensor = pytest.importorskip('torch._subclasses.fake_tensor')
 # PyTorch 2.1 asks the driver when it makes such a tensor.
 needs_fakes = pytest.mark.skipif(digit_version(torch.__version__) < digit_version('2.4'), reason='PyTorch before 2.4')
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The fused kernels can run, as if there were a GPU."""
+    monkeypatch.setattr(availability, '_what_is_missing', lambda device: None)
+
+
+@pytest.fixture
+def no_kernels(monkeypatch):
+    """They cannot, even if there is a GPU."""
+    monkeypatch.setattr(availability, '_what_is_missing', lambda device: 'another GPU')
 
 
 def layer(size, keys, heads, groups, batch, device):
@@ -44,7 +58,9 @@ def layer(size, keys, heads, groups, batch, device):
         ((50, 84), (50, 84), 12, 3, 2, 'tiled'),  # DAT-T, stage 3, 800x1344 pixels
     ],
 )
-def test_a_gpu_takes_the_plain_form_where_it_fits(size, keys, heads, groups, batch, expected):
+def test_a_gpu_without_kernels_takes_the_plain_form_where_it_fits(
+    size, keys, heads, groups, batch, expected, no_kernels
+):
     with fake_tensor.FakeTensorMode():
         arguments = layer(size, keys, heads, groups, batch, 'cuda')
         assert choose_deformable_attention(*arguments).implementation == expected
@@ -55,8 +71,23 @@ def test_a_gpu_takes_the_plain_form_where_it_fits(size, keys, heads, groups, bat
 
 
 @needs_fakes
-def test_a_gpu_takes_tiles_where_algorithms_must_be_deterministic():
-    """PyTorch refuses the plain form's reads of the table then."""
+def test_a_gpu_takes_the_kernels_for_what_they_can(kernels):
+    with fake_tensor.FakeTensorMode():
+        query, key, value, heads, bias = layer((50, 84), (50, 84), 12, 3, 2, 'cuda')
+        assert choose_deformable_attention(query, key, value, heads, bias).implementation == 'triton'
+        doubles = query.double(), key.double(), value.double()
+        assert choose_deformable_attention(*doubles, heads, bias).implementation != 'triton'
+        uneven = replace(bias, evenly_spaced=False)
+        assert choose_deformable_attention(query, key, value, heads, uneven).implementation != 'triton'
+        assert choose_deformable_attention(query, key, value, heads, bias, 0.1).implementation != 'triton'
+        table, square = torch.empty(169, 12, device='cuda'), query[..., :49, :49]
+        assert choose_window_attention(square, square, square, table, 12, 7, 4).implementation == 'triton'
+        assert choose_window_attention(square, square, square, table, 12, 7, 4, 0.1).implementation == 'naive'
+
+
+@needs_fakes
+def test_a_gpu_takes_tiles_where_algorithms_must_be_deterministic(kernels):
+    """PyTorch refuses the plain form's reads of the table then, and the kernels add to it in any order."""
     torch.use_deterministic_algorithms(True)
     try:
         with fake_tensor.FakeTensorMode():
@@ -86,7 +117,7 @@ def test_the_choice_and_its_reason_are_logged_once(caplog):
 
 
 @needs_fakes
-def test_a_gpu_takes_plain_windows():
+def test_a_gpu_without_kernels_takes_plain_windows(no_kernels):
     with fake_tensor.FakeTensorMode():
         query = torch.empty(2, 96, 56, 56, device='cuda')
         table = torch.empty(169, 3, device='cuda')
@@ -130,7 +161,7 @@ def counted():
     'model',
     [*('tiny', 'tiny++'), *(pytest.param(name, marks=pytest.mark.slow) for name in ('base', 'small++', 'base++'))],
 )
-def test_the_choice_of_a_gpu_moves_and_launches_least(counted, model):
+def test_the_choice_of_a_gpu_without_kernels_moves_and_launches_least(counted, model, no_kernels):
     """In each layer of a published model, but for those whose plain form holds more than the bound of memory.
 
     DAT-S has the layers of DAT-T, and DAT+ those of DAT-T++.

@@ -12,7 +12,7 @@ from ..budget import bytes_for_plain_form, scores_at_a_time
 from ..checks import check_bias, check_maps, sizes_are_numbers
 from ..implementation import Choice, check_implementation, log_choice
 from ..position_bias import PositionBias, TableBias
-from ..triton.availability import check_available
+from ..triton.availability import check_available, is_available
 from .chunked import chunked_deformable_attention
 from .naive import naive_deformable_attention
 from .operator import deformable_attention_operator, tiled_deformable_attention
@@ -97,11 +97,16 @@ def choose_deformable_attention(
             return Choice('tiled', 'the kernels are for evenly spaced queries')
         check_available(query, num_heads)
         return Choice('triton', 'it was asked for')
-    # The plain form's gradient of the table has no deterministic algorithm on a GPU.
-    if impl == 'fast' and sizes_are_numbers() and not torch.are_deterministic_algorithms_enabled():
-        held = held_by_plain_form(query, key, value, num_heads, bias)
-        if held <= bytes_for_plain_form(query.device, plain_bytes):
-            return Choice('naive', 'all scores fit the bound of memory, so nothing is computed twice')
+    # Only tiles have a deterministic algorithm for the table's gradient on a GPU.
+    if impl == 'fast' and not torch.are_deterministic_algorithms_enabled():
+        if bias.evenly_spaced and is_available(query, num_heads):
+            return Choice(
+                'triton', 'fused kernels are the quickest, and their memory is linear in the number of pixels'
+            )
+        if sizes_are_numbers():
+            held = held_by_plain_form(query, key, value, num_heads, bias)
+            if held <= bytes_for_plain_form(query.device, plain_bytes):
+                return Choice('naive', 'all scores fit the bound of memory, so nothing is computed twice')
     return Choice('tiled', 'its memory is linear in the number of pixels')
 
 

@@ -10,7 +10,7 @@ from mmdat.compat import is_compiling
 from ..budget import scores_at_a_time
 from ..checks import check_maps, check_neighborhood, check_same_map, check_windows, sizes_are_numbers
 from ..implementation import Choice, check_implementation, log_choice
-from ..triton.availability import check_available
+from ..triton.availability import check_available, is_available
 from .naive import naive_neighborhood_attention, naive_window_attention
 from .operator import local_attention_operator, tiled_neighborhood_attention, tiled_window_attention
 
@@ -156,6 +156,8 @@ def _choose(query: Tensor, num_heads: int, dropout: float, impl: str) -> Optiona
     if impl == 'triton':
         check_available(query, num_heads)
         return Choice('triton', 'it was asked for')
+    if impl == 'fast' and is_available(query, num_heads):
+        return Choice('triton', 'fused kernels are the quickest')
     return None
 
 
