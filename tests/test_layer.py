@@ -39,7 +39,7 @@ def maps(dims, channels=6):
 def outputs_and_gradients(layer, *inputs):
     inputs = [x.detach().requires_grad_() for x in inputs]
     out = layer(*inputs)
-    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(1), device='cpu').to(out)
     return [out, *torch.autograd.grad(out, [*inputs, *layer.parameters()], weight)]
 
 

@@ -140,7 +140,8 @@ def test_deformable_attention_when_some_gradients_are_needed(needs):
 
 def test_deformable_attention_gradcheck():
     inputs = [x.requires_grad_() for x in attention_inputs(2, 2, 1, (2, 3), (2, 2), (5, 7), dim=2)]
-    assert torch.autograd.gradcheck(table_attention(2, chunk_bytes=100), inputs)
+    # (On a GPU, sums are not in the same order each time.)
+    assert torch.autograd.gradcheck(table_attention(2, chunk_bytes=100), inputs, nondet_tol=1e-12)
 
 
 def local_attention(operator, heads, size, impl='tiled', **kwargs):
@@ -356,8 +357,13 @@ def test_second_derivative_is_refused(operator):
 @OPERATORS
 def test_plain_form_has_a_second_derivative(operator):
     if operator == 'deformable':
-        if torch.__version__.startswith('2.1.'):
-            pytest.skip('torch 2.1 cannot differentiate grid_sample twice')
+        try:
+            torch.autograd.gradgradcheck(
+                lambda x: F.grid_sample(x, torch.zeros(1, 1, 1, 2).to(x), align_corners=True),
+                torch.randn(1, 1, 2, 2).double().requires_grad_(),
+            )
+        except RuntimeError:
+            pytest.skip('this PyTorch cannot differentiate grid_sample twice here')
         attend, inputs = table_attention(2, impl='naive'), attention_inputs(1, 2, 1, (2, 2), (2, 1), (3, 3), dim=1)
     else:
         attend, inputs = local_attention(operator, 2, 3, impl='naive'), local_inputs(operator, 1, 2, 3, 3, 3, dim=1)

@@ -146,7 +146,9 @@ class FixedBias:
         row = torch.arange(num_queries, dtype=dtype, device=self.table.device)[queries] * step
         first = row.floor()
         last = self.table.shape[1] - 1
-        below, above = [self.table.index_select(1, (first + i).long().clamp(max=last)) for i in (0, 1)]
+        # (No clamp, which on a GPU does not take a traced size: a tensor on the CPU.)
+        nearby = first.long(), first.long() + (first < last).long()
+        below, above = [self.table.index_select(1, index) for index in nearby]
         rows = torch.lerp(below, above, (row - first)[:, None].to(self.table.dtype))
         if not torch.jit.is_tracing() and not self.num_keys:  # interpolate refuses to make nothing
             return rows[None, ..., :0]
