@@ -27,21 +27,23 @@ def summary(report: Optional[dict[str, Any]]) -> str:
         return NOTHING
     here = report['machine']
     lines = [
-        f'Measured on {here["card"]} with driver {here["driver"]}, PyTorch {here["torch"]}, Triton {here["triton"]}; '
-        '[all numbers](docs/measurements/gpu.json), [what they are](docs/gpu.md#one-command):',
+        f'Measured on {here["card"]} with driver {here["driver"]}, PyTorch {here["torch"]} and Triton {here["triton"]}',
+        '([all numbers](docs/measurements/gpu.json), [what they mean](docs/gpu.md)):',
         '',
         '| backbone | image, batch | precision | forward, images/s | training step, images/s | peak memory, GiB |',
         '|---|---|---|---|---|---|',
     ]
     found: dict[tuple, dict[str, dict[str, Any]]] = {}
     for row in report['parts'].get('backbones', dict(rows=[]))['rows']:
-        if 'error' not in row:
+        # As users have them: with the form that is chosen.
+        if 'error' not in row and not row['backbone'].endswith(('tiled', 'naive')):
             found.setdefault((row['backbone'], row['size'], row['precision']), {})[row['mode']] = row
     for (backbone, size, precision), modes in found.items():
         forward, training = modes.get('forward'), modes.get('training step')
         batches = ' and '.join(dict.fromkeys(str(row['batch']) for row in modes.values()))
         speeds = [f'{row["images_per_second"]:.0f}' if row else '' for row in (forward, training)]
         memory = f'{training["memory"] / 2**30:.1f}' if training else ''
+        backbone = backbone.replace(', fast', '')
         lines.append(f'| {backbone} | {size}, {batches} | {precision} | {" | ".join(speeds)} | {memory} |')
     return '\n'.join(lines) + '\n'
 

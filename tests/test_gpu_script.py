@@ -123,12 +123,12 @@ def test_the_readme_names_the_card(summary):
     case = dict(backbone='DAT-T, fast', size='224x224', precision='AMP, float16', batch=128, memory=3 * 2**30)
     modes = [('forward', 2000.4), ('training step', 700.6)]
     rows = [dict(case, mode=mode, images_per_second=speed) for mode, speed in modes]
-    rows.append(dict(case, mode='forward', backbone='DAT-T, triton', error='no time left'))
+    rows.append(dict(case, mode='forward', backbone='Swin-T (mmdet)', error='no time left'))
     machine = dict(device='cuda', card='Card X', driver='1.2', torch='2.14', triton='3.8')
     report = dict(machine=machine, quick=False, parts=dict(backbones=dict(rows=rows)))
     text = summary.summary(report)
     assert 'Measured on Card X with driver 1.2' in text
-    assert '| DAT-T, fast | 224x224, 128 | AMP, float16 | 2000 | 701 | 3.0 |' in text
-    assert 'triton |' not in text
+    assert '| DAT-T | 224x224, 128 | AMP, float16 | 2000 | 701 | 3.0 |' in text
+    assert 'Swin-T' not in text and 'tiled' not in text
     for tried in (dict(report, quick=True), dict(report, machine=dict(machine, device='cpu')), None):
         assert 'No GPU has been measured' in summary.summary(tried)

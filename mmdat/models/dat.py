@@ -48,10 +48,10 @@ class DAT(BaseModule):
         as_tuple: With False, return the one map of ``out_indices`` itself, as recognisers of mmaction2 and mmocr
             expect, in place of a tuple with it.
         sampler: How D samples, ``'torch'`` or ``'mmcv'``; see :func:`mmdat.ops.deform_sample`.
-        attn_impl: How the mixers attend, ``'fast'``, ``'naive'``, ``'tiled'`` or ``'triton'`` (fused kernels, which no
-            GPU has run yet; see docs/gpu.md): the same numbers, but the naive form needs memory for all scores at once.
-            It consists of ordinary PyTorch operations and can be differentiated twice (deformable attention not with
-            PyTorch 2.1, whose ``grid_sample`` cannot).
+        attn_impl: How the mixers attend: ``'fast'``, whichever of the others suits device and size, ``'naive'``,
+            ``'tiled'`` or ``'triton'`` (fused kernels for NVIDIA GPUs; see docs/gpu.md). All give the same numbers, but
+            the naive form needs memory for all scores at once. It consists of ordinary PyTorch operations and can be
+            differentiated twice (deformable attention where ``grid_sample`` can: on CPUs, with PyTorch 2.14).
         init_cfg: MMEngine's initialisation; needs MMEngine. ``dict(type='Pretrained', checkpoint=...)`` takes official
             checkpoints as they are.
 
