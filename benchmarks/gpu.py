@@ -26,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 #: The parts, and the share of the time that each may take.
-PARTS = dict(doctor=0.07, tests=0.2, kernels=0.13, operators=0.12, backbones=0.3, batch=0.08, training=0.1)
+PARTS = dict(doctor=0.11, tests=0.2, kernels=0.1, operators=0.1, backbones=0.3, batch=0.09, training=0.1)
 TESTS = (
     *('test_mixers.py', 'test_ops.py', 'test_ops_inputs.py', 'test_ops_transforms.py', 'test_layer.py'),
     *('test_dat.py', 'test_parity.py', 'test_triton.py'),
@@ -185,7 +185,7 @@ def run_training(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     cards = torch.cuda.device_count() if args.device == 'cuda' else 1
     amp = args.device == 'cuda'
     # 80 steps of a card are an epoch.
-    epochs, images = (1, 16) if args.quick else (3 * cards, 320)
+    epochs, images = (1, 16) if args.quick else (2 * cards, 320)
     # No validation, not after the last epoch either.
     options = [f'train_cfg.max_epochs={epochs}', 'train_cfg.val_begin=1000', 'default_hooks.logger.interval=1']
     command = [sys.executable]

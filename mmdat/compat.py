@@ -5,6 +5,7 @@ from typing import Optional, Union
 import torch
 import torch.nn as nn
 from torch import Tensor
+from torch.utils import _python_dispatch
 
 try:
     import mmengine  # noqa: F401
@@ -34,6 +35,13 @@ def is_compiling() -> bool:
     """Whether torch.compile or torch.export is tracing."""
     # Before torch 2.3 there is no public way to ask, and compiled models are not supported.
     return hasattr(torch.compiler, 'is_compiling') and torch.compiler.is_compiling()
+
+
+def is_watched() -> bool:
+    """Whether something sees each operation (a ``TorchDispatchMode``), such as PyTorch's counter or fake tensors."""
+    # PyTorch 2.1 cannot say.
+    ask = getattr(_python_dispatch, 'is_in_torch_dispatch_mode', None)
+    return ask is not None and ask()
 
 
 def at_least(size: Union[int, torch.SymInt, Tensor], least: int) -> Union[int, torch.SymInt, Tensor]:

@@ -29,8 +29,9 @@ needs_fakes = pytest.mark.skipif(digit_version(torch.__version__) < digit_versio
 
 @pytest.fixture
 def kernels(monkeypatch):
-    """The fused kernels can run, as if there were a GPU."""
+    """The fused kernels can run, as if there were a GPU and tensors had values."""
     monkeypatch.setattr(availability, '_what_is_missing', lambda device: None)
+    monkeypatch.setattr(availability, 'is_watched', lambda: False)
 
 
 @pytest.fixture
@@ -83,6 +84,15 @@ def test_a_gpu_takes_the_kernels_for_what_they_can(kernels):
         table, square = torch.empty(169, 12, device='cuda'), query[..., :49, :49]
         assert choose_window_attention(square, square, square, table, 12, 7, 4).implementation == 'triton'
         assert choose_window_attention(square, square, square, table, 12, 7, 4, 0.1).implementation == 'naive'
+
+
+@needs_fakes
+def test_a_gpu_takes_no_kernels_where_operations_are_watched(monkeypatch):
+    """By counters of operations, say; here by what makes tensors without values."""
+    monkeypatch.setattr(availability, '_what_is_missing', lambda device: None)
+    with fake_tensor.FakeTensorMode():
+        arguments = layer((50, 84), (50, 84), 12, 3, 2, 'cuda')
+        assert choose_deformable_attention(*arguments).implementation == 'tiled'
 
 
 @needs_fakes

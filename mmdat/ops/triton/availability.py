@@ -8,7 +8,7 @@ from typing import Optional
 import torch
 from torch import Tensor
 
-from mmdat.compat import is_compiling
+from mmdat.compat import is_compiling, is_watched
 
 from ..checks import sizes_are_numbers
 
@@ -35,8 +35,10 @@ def check_available(query: Tensor, num_heads: int) -> None:
 
 
 def is_available(query: Tensor, num_heads: int) -> bool:
-    """Whether the kernels can take a query on a GPU."""
+    """Whether the kernels can take a query on a GPU, and nobody misses the operations that they take the place of."""
     if query.device.type != 'cuda' or _what_others_are_for(query, num_heads) is not None:
+        return False
+    if not is_compiling() and is_watched():
         return False
     return _what_is_missing(query.device) is None
 
