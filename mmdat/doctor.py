@@ -19,6 +19,9 @@ from typing import Callable, NamedTuple, Optional
 
 import torch
 
+from mmdat.errors import RunError
+from mmdat.explain import explain
+
 #: Module -> the distributions that hold it: of OpenMMLab (classic stack), and of its maintained forks (current).
 DISTRIBUTIONS = {
     'mmengine': (('mmengine', 'mmengine-lite'), ('onedl-mmengine',)),
@@ -70,7 +73,7 @@ def stack() -> str:
     for classic, current in found.values():
         names = [*classic, *current]
         if len(names) > 1:
-            raise RuntimeError(
+            raise RunError(
                 f'{" and ".join(names)} own the same files: `pip uninstall {" ".join(names)}`, then install one of them'
             )
     missing = [module for module, names in found.items() if not any(names)]
@@ -78,6 +81,10 @@ def stack() -> str:
         raise RuntimeError(f'{", ".join(missing)} not installed')
     for module in found:
         importlib.import_module(module)  # each checks the versions of the others
+    from mmdat.apis.toolbox import TOOLBOXES, import_toolbox
+
+    for module in TOOLBOXES:
+        import_toolbox(module)
     of_current = sum(bool(names[1]) for names in found.values())
     return {0: 'classic', len(found): 'current'}.get(of_current, 'packages of both, classic and current')
 
@@ -248,9 +255,11 @@ def report(check: Check) -> bool:
             mark, text = 'ok', check.run()
     except Exception as error:
         mark = 'FAILS' if check.needed else 'no'
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        package_is_missing = isinstance(error, ModuleNotFoundError) and error.name in DISTRIBUTIONS
-        text = f'{reason}\n        -> {"see stack, above" if package_is_missing else check.advice}'
+        text = str(error) if isinstance(error, RunError) else explain(error)
+        if text is None:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            package_is_missing = isinstance(error, ModuleNotFoundError) and error.name in DISTRIBUTIONS
+            text = f'{reason}\n        -> {"see stack, above" if package_is_missing else check.advice}'
     print(f'{mark:>6}  {check.name}: {text}', flush=True)
     return mark != 'FAILS'
 

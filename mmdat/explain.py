@@ -8,17 +8,21 @@ import sysconfig
 import traceback
 from collections.abc import Iterator
 from functools import lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Optional
 
 _OWN = str(Path(__file__).parent)
 _PACKAGES = (
     *('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'torch', 'torchvision'),
-    *('addict', 'cv2', 'numpy', 'PIL', 'pycocotools', 'yaml'),
+    *('addict', 'cv2', 'numpy', 'PIL', 'pycocotools', 'transformers', 'yaml'),
 )
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_PLACE = (errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
+
+# The toolboxes import transformers wherever it is installed, and fail here if they do not know its version.
+_OF_TRANSFORMERS = r'/mmpretrain/models/multimodal/|-packages/transformers/'
 
 # What a message has in it, and the sentence; groups of the pattern fill in.
 _KNOWN = [
@@ -71,6 +75,11 @@ def explain(error: BaseException) -> Optional[str]:
     files = [file for part in _chain(error) for file in _files_of(part)]
     if not all(_is_known(file) for file in _below_own_code(files)):
         return None
+    if any(re.search(_OF_TRANSFORMERS, Path(file).as_posix()) for file in _files_of(error)):
+        return (
+            f'transformers {version("transformers")} is of a version that the toolboxes cannot be imported with: pip '
+            "install 'transformers<5' (classic stack: 'transformers<4.51'), or pip uninstall transformers"
+        )
     if isinstance(error, OSError) and error.errno in _NO_SPACE:
         what = error.filename or 'the files of the run'
         return (

@@ -1,11 +1,13 @@
 """python -m mmdat.doctor: what works is tried, and what does not comes with advice."""
 
+import runpy
 import subprocess
 import sys
 
 import pytest
 
-from mmdat import doctor
+from mmdat import doctor, explain
+from mmdat.errors import RunError
 
 
 def test_operators_and_a_training_step_work_here():
@@ -47,6 +49,27 @@ def test_two_distributions_of_one_package_are_named(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(RuntimeError, match='mmcv-lite and onedl-mmcv own the same files: `pip uninstall .*mmcv-lite'):
         doctor.stack()
+
+
+@pytest.mark.parametrize('at_fault', ['mmpretrain/models/multimodal', 'site-packages/transformers', 'others'])
+def test_transformers_of_an_unknown_version_is_named(at_fault, tmp_path, monkeypatch, capsys):
+    file = tmp_path / at_fault / 'model.py'
+    file.parent.mkdir(parents=True)
+    file.write_text('class Model(None): ...')
+    distribution(tmp_path, 'transformers')
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(explain, '_is_known', lambda file: True)
+    doctor.report(doctor.Check('stack', lambda: runpy.run_path(str(file)), 'install it'))
+    named = "transformers 2.0.0 is of a version that the toolboxes cannot be imported with: pip install"
+    assert (named in capsys.readouterr().out) == (at_fault != 'others')
+
+
+def test_a_sentence_that_says_what_to_do_comes_without_other_advice(capsys):
+    def fail():
+        raise RunError('pip uninstall it')
+
+    assert not doctor.report(doctor.Check('stack', fail, 'install it'))
+    assert capsys.readouterr().out.split() == ['FAILS', 'stack:', 'pip', 'uninstall', 'it']
 
 
 @pytest.mark.slow
