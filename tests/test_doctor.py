@@ -60,7 +60,7 @@ def test_transformers_of_an_unknown_version_is_named(at_fault, tmp_path, monkeyp
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(explain, '_is_known', lambda file: True)
     doctor.report(doctor.Check('stack', lambda: runpy.run_path(str(file)), 'install it'))
-    named = "transformers 2.0.0 is of a version that the toolboxes cannot be imported with: pip install"
+    named = 'transformers 2.0.0 is of a version that the toolboxes cannot be imported with: pip install'
     assert (named in capsys.readouterr().out) == (at_fault != 'others')
 
 

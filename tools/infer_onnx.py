@@ -125,8 +125,10 @@ def main() -> int:
         sys.exit('infer_onnx.py: onnxruntime is not installed: run pip install onnxruntime')
     if args.out_dir.exists() and not args.out_dir.is_dir():
         sys.exit(f'infer_onnx.py: --out-dir must be a directory, but {args.out_dir} is a file')
+    options = onnxruntime.SessionOptions()
+    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they would keep what a picture needed, and more
     try:
-        session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
+        session = onnxruntime.InferenceSession(args.model, options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime's exceptions share no base
         sys.exit(f'infer_onnx.py: {args.model} cannot be loaded ({str(error).splitlines()[0]}): name an ONNX file')
     described = session.get_modelmeta().custom_metadata_map.get('mmdat')
