@@ -191,6 +191,17 @@ def training_step(device: str, dtype: Optional[torch.dtype] = None) -> str:
     return f'loss {loss.item():.3f}'
 
 
+def kernels(device: str) -> str:
+    """The fused kernels of attention against its plain form; raises with what they lack."""
+    from mmdat.ops import neighborhood_attention
+
+    x = torch.linspace(-1, 1, 16 * 9 * 9, device=device).view(1, 16, 9, 9)
+    table = torch.linspace(-1, 1, 13 * 13, device=device).view(1, 13, 13)
+    fused, plain = [neighborhood_attention(x, x, x, table, 1, 7, impl=impl) for impl in ('triton', 'naive')]
+    assert torch.allclose(fused, plain, atol=1e-4), 'they give other numbers than the plain form'
+    return 'run'
+
+
 def processes() -> str:
     """A sum over a group of one process, by NCCL where there is a GPU and by Gloo elsewhere."""
     import torch.distributed as dist
@@ -226,6 +237,8 @@ def checks() -> list:
             advice = f'`pip install ./mmcv-ops-torchvision` from a checkout; for compiled ones, `{COMPILE}`'
         else:
             advice = f'these operators were not compiled for this GPU: `{COMPILE}`, or {NO_COMPILED}'
+            slower = "attention takes other forms, which are slower; with other numbers, set attn_impl='tiled'"
+            found.append(Check(f'attention kernels, {device}', lambda d=device: kernels(d), slower, needed=False))
         amp = torch.bfloat16 if device == 'cpu' else torch.float16
         found += [
             Check(f'operators of mmcv, {device}', lambda d=device: operators(d), advice),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from test_ops import attention_inputs, axis, local_attention, local_inputs, run, table_attention
 
+from mmdat import doctor
 from mmdat.ops import TableBias, deformable_attention, neighborhood_attention
 
 DEVICE = os.environ.get('MMDAT_TEST_DEVICE', 'cpu')
@@ -188,6 +189,10 @@ def test_autotuning_in_half_precision_tries_each_candidate_once_and_changes_no_n
         compare(lambda impl: table_attention(1, impl=impl), inputs, dtype)
         assert len(tried) == kernels * len(launch.CANDIDATES)
     assert list(launch._quickest.values()) == [launch.CANDIDATES[-1]] * 3
+
+
+def test_the_doctor_tries_the_kernels():
+    assert doctor.kernels(DEVICE) == 'run'
 
 
 def test_no_images():
