@@ -51,7 +51,7 @@ def precision(x: Tensor) -> dict[str, Any]:
 
 
 #: What MMDAT_AUTOTUNE=1 tries: how many warps share a tile, and how many tiles are on their way from memory. Not in
-#: float32, whose tiles are too small for eight warps: on an H100, what Triton 3.6 made of them read beyond the memory.
+#: float32: on an H100 with Triton 3.6, such settings ended in an illegal memory access (docs/gpu.md).
 CANDIDATES = [dict(num_warps=warps, num_stages=stages) for warps in (4, 8) for stages in (1, 2)]
 _quickest: dict[Any, dict[str, int]] = {}
 
