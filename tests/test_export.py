@@ -179,6 +179,21 @@ def test_a_whole_model_predicts_the_same_without_pytorch(whole, tmp_path, monkey
 
 @can_export
 @pytest.mark.slow
+@pytest.mark.parametrize('generation', ['dat', 'datpp'])
+@pytest.mark.parametrize('kind', sorted(DETECTORS))
+def test_a_picture_without_objects(kind, generation, tmp_path):
+    """Its file was traced on one with objects."""
+    model = make_certain(load_model(detector_config(kind, generation), whole=True))
+    images = [(torch.rand(1, 3, 64, 64) * 4 - 2, (64, 64)) for _ in range(2)]
+    best = [float(model(image, torch.tensor(size))[1].max()) for image, size in images]
+    settings = model.cfg if kind == 'retinanet' else model.detector.roi_head.test_cfg
+    settings.score_thr = sum(best) / 2
+    images.sort(key=lambda example: -len(model(example[0], torch.tensor(example[1]))[0]))
+    assert max(export_checked(model, tmp_path / 'out.onnx', (64, 64), images=images)) < 1
+
+
+@can_export
+@pytest.mark.slow
 def test_openvino_reads_whole_models(whole, tmp_path, monkeypatch):
     """With float32 asked for, as on the page: the same objects, probabilities and logits as onnxruntime."""
     pytest.importorskip('openvino')

@@ -126,7 +126,7 @@ def main() -> int:
     if args.out_dir.exists() and not args.out_dir.is_dir():
         sys.exit(f'infer_onnx.py: --out-dir must be a directory, but {args.out_dir} is a file')
     options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they would keep what a picture needed, and more
+    options.enable_mem_pattern = False  # it would hold the memory of a picture twice
     try:
         session = onnxruntime.InferenceSession(args.model, options, providers=onnxruntime.get_available_providers())
     except Exception as error:  # onnxruntime's exceptions share no base

@@ -152,8 +152,9 @@ class TwoStage(nn.Module):
     def masks(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """Probabilities over the area of each box, ``(N, h, w)``, the mean of the stages of a cascade."""
         probabilities = []
+        one_more = F.pad(boxes, (0, 0, 0, 1))  # taken off again: onnxruntime refuses group norm of no objects at all
         for extractor, head in self.mask_stages:
-            logits = head(pool(extractor, maps, boxes))
+            logits = head(pool(extractor, maps, one_more))[:-1]
             place = torch.arange(boxes.shape[0], device=boxes.device)  # len() would be kept from the example
             probabilities.append((logits[:, 0] if head.class_agnostic else logits[place, labels]).sigmoid())
         return sum(probabilities) / len(probabilities)

@@ -164,7 +164,7 @@ def compare(model: nn.Module, path: Union[str, Path], examples: Sequence[tuple[T
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.enable_cpu_mem_arena = options.enable_mem_pattern = False  # they would keep what an image needed, and more
+    options.enable_mem_pattern = False  # it would hold the memory of an image twice
     session = onnxruntime.InferenceSession(str(path), options, providers=['CPUExecutionProvider'])
     return [_difference(model, session, _inputs(model, *example)) for example in examples]
 
