@@ -37,6 +37,11 @@ def is_compiling() -> bool:
     return hasattr(torch.compiler, 'is_compiling') and torch.compiler.is_compiling()
 
 
+def is_exporting() -> bool:
+    """Whether torch.export is tracing, as far as PyTorch can say (from 2.7 on)."""
+    return hasattr(torch.compiler, 'is_exporting') and torch.compiler.is_exporting()
+
+
 def is_watched() -> bool:
     """Whether something sees each operation (a ``TorchDispatchMode``), such as PyTorch's counter or fake tensors."""
     # PyTorch 2.1 cannot say.

@@ -4,6 +4,7 @@ import importlib.util
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -134,8 +135,49 @@ def test_dtypes_and_heads_without_a_kernel_are_named(monkeypatch):
         call_deformable()
     with pytest.raises(ValueError, match='up to 64 channels, not 80'):
         call_deformable(dtype=torch.float32, dim=80)
+    with pytest.raises(ValueError, match='neighbourhoods of up to 64 pixels a side, not 65'):
+        local_attention('window', 1, 65, impl='triton')(*local_inputs('window', 1, 1, 65, 65, 65, torch.float32))
     with pytest.raises(ValueError, match='up to 65535 images times heads, not 65536'):
         table_attention(2, impl='triton')(*attention_inputs(32768, 2, 1, (1, 1), (1, 1), (1, 1), torch.float32, 1))
+
+
+@needs_triton
+@pytest.mark.parametrize(
+    'error', [AssertionError('libcuda.so cannot be found'), OSError('noexec'), RuntimeError('gcc')]
+)
+def test_whatever_keeps_kernels_from_compiling_is_told_once(error, monkeypatch):
+    from mmdat.ops.triton import probe
+
+    class Failing:
+        def __getitem__(self, grid):
+            raise error
+
+    monkeypatch.setattr(probe, 'empty_kernel', Failing())
+    monkeypatch.setattr(torch.cuda, 'device', nullcontext)
+    availability._try.cache_clear()
+    try:
+        device = torch.device('cuda', 0)
+        assert f'compiling one failed here: {error}' in availability._try(device) == availability._try(device)
+    finally:
+        availability._try.cache_clear()
+
+
+@needs_triton
+def test_products_of_float32_follow_what_the_user_allows():
+    """Also in the way of PyTorch 2.9 and later, where asking in the old way is an error."""
+    from mmdat.ops.triton.launch import precision
+
+    matmul = torch.backends.cuda.matmul
+    name, values = 'allow_tf32', (True, False)
+    if hasattr(torch.backends, 'fp32_precision'):
+        name, values = 'fp32_precision', ('tf32', 'ieee')
+    before = getattr(matmul, name)
+    try:
+        for value, expected in zip(values, ('tf32', 'tf32x3')):
+            setattr(matmul, name, value)
+            assert precision(torch.zeros(1))['PRECISION'] == expected
+    finally:
+        setattr(matmul, name, before)
 
 
 def test_tensors_without_values_run_no_kernel():

@@ -100,9 +100,7 @@ def choose_deformable_attention(
     # Only tiles have a deterministic algorithm for the table's gradient on a GPU.
     if impl == 'fast' and not torch.are_deterministic_algorithms_enabled():
         if bias.evenly_spaced and is_available(query, num_heads):
-            return Choice(
-                'triton', 'fused kernels are the quickest, and their memory is linear in the number of pixels'
-            )
+            return Choice('triton', 'fused kernels hold no scores')
         if sizes_are_numbers():
             held = held_by_plain_form(query, key, value, num_heads, bias)
             if held <= bytes_for_plain_form(query.device, plain_bytes):

@@ -73,7 +73,9 @@ def choose_neighborhood_attention(
         check_maps(query, key, value, num_heads, dropout)
         check_same_map(query, key)
         check_neighborhood(query, bias_table, num_heads, kernel_size)
-    return _choose(query, num_heads, dropout, impl) or Choice('tiled', 'it reads each key once for many queries')
+    return _choose(query, num_heads, kernel_size, dropout, impl) or Choice(
+        'tiled', 'it reads each key once for many queries'
+    )
 
 
 def window_attention(
@@ -134,14 +136,14 @@ def choose_window_attention(
         check_maps(query, key, value, num_heads, dropout)
         check_same_map(query, key)
         check_windows(query, bias_table, num_heads, window_size, shift)
-    choice = _choose(query, num_heads, dropout, impl)
+    choice = _choose(query, num_heads, window_size, dropout, impl)
     if choice is None and impl == 'fast' and query.device.type != 'cpu':
         # Its scores are few, and by count it moves fewer bytes in fewer kernels (docs/gpu.md).
         return Choice('naive', 'windows have few scores, which are all held')
     return choice or Choice('tiled', 'it holds a part of the windows at a time')
 
 
-def _choose(query: Tensor, num_heads: int, dropout: float, impl: str) -> Optional[Choice]:
+def _choose(query: Tensor, num_heads: int, size: int, dropout: float, impl: str) -> Optional[Choice]:
     """The plain form where there is no choice, or the kernels."""
     if impl == 'naive':
         return Choice('naive', 'it was asked for')
@@ -154,10 +156,10 @@ def _choose(query: Tensor, num_heads: int, dropout: float, impl: str) -> Optiona
     if impl == 'triton' and query.is_meta:
         return Choice('tiled', 'tensors without values run no kernel')
     if impl == 'triton':
-        check_available(query, num_heads)
+        check_available(query, num_heads, size)
         return Choice('triton', 'it was asked for')
-    if impl == 'fast' and is_available(query, num_heads):
-        return Choice('triton', 'fused kernels are the quickest')
+    if impl == 'fast' and is_available(query, num_heads, size):
+        return Choice('triton', 'fused kernels hold no scores')
     return None
 
 

@@ -1,14 +1,13 @@
 """Where the kernels can run, and for what. Importing this needs no Triton."""
 
 import os
-import subprocess
 from functools import lru_cache
 from typing import Optional
 
 import torch
 from torch import Tensor
 
-from mmdat.compat import is_compiling, is_watched
+from mmdat.compat import is_compiling, is_exporting, is_watched
 
 from ..checks import sizes_are_numbers
 
@@ -17,6 +16,8 @@ OLDEST_TRITON = (3, 2)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Images times heads, which are an axis of the kernels' grids: CUDA's limit.
 MOST_HEADS = 65535
+#: Side of windows and neighbourhoods; beyond, the kernel of the table's gradient would have too many programs.
+LARGEST_WINDOW = 64
 
 
 def interpreted() -> bool:
@@ -24,30 +25,42 @@ def interpreted() -> bool:
     return os.environ.get('TRITON_INTERPRET') == '1'
 
 
-def check_available(query: Tensor, num_heads: int) -> None:
-    """Raise a RuntimeError of one sentence where ``impl='triton'`` cannot run, a ValueError where it has no kernel."""
+def check_available(query: Tensor, num_heads: int, size: int = 0) -> None:
+    """Raise a RuntimeError of one sentence where ``impl='triton'`` cannot run, a ValueError where it has no kernel.
+
+    Args:
+        query: The query map.
+        num_heads: Its heads.
+        size: Side of windows or neighbourhoods, if there are any.
+    """
     missing = _what_is_missing(query.device)
     if missing is not None:
         raise RuntimeError(f"impl='triton' needs {missing}; impl='fast' (attn_impl='fast' of the backbone) runs here")
-    others = _what_others_are_for(query, num_heads)
-    if others is not None:
-        raise ValueError(f"impl='triton' has kernels for {others}")
+    bounds = _bounds_that_are_exceeded(query, num_heads, size)
+    if bounds is not None:
+        raise ValueError(f"impl='triton' has kernels for {bounds}")
 
 
-def is_available(query: Tensor, num_heads: int) -> bool:
-    """Whether the kernels can take a query on a GPU, and nobody misses the operations that they take the place of."""
-    if query.device.type != 'cuda' or _what_others_are_for(query, num_heads) is not None:
+def is_available(query: Tensor, num_heads: int, size: int = 0) -> bool:
+    """Whether the kernels can take a query on a GPU, and nobody misses the operations that they take the place of.
+
+    The arguments are those of :func:`check_available`.
+    """
+    if query.device.type != 'cuda' or _bounds_that_are_exceeded(query, num_heads, size) is not None:
         return False
-    if not is_compiling() and is_watched():
+    # An exported program is to run elsewhere, too.
+    if is_exporting() if is_compiling() else is_watched():
         return False
     return _what_is_missing(query.device) is None
 
 
-def _what_others_are_for(query: Tensor, num_heads: int) -> Optional[str]:
+def _bounds_that_are_exceeded(query: Tensor, num_heads: int, size: int) -> Optional[str]:
     if query.dtype not in DTYPES:
         return f'float32, float16 and bfloat16, not {query.dtype}'
     if query.shape[1] // num_heads > 64:
         return f'heads of up to 64 channels, not {query.shape[1] // num_heads}'
+    if size > LARGEST_WINDOW:
+        return f'windows and neighbourhoods of up to {LARGEST_WINDOW} pixels a side, not {size}'
     if sizes_are_numbers() and query.shape[0] * num_heads > MOST_HEADS:
         return f'up to {MOST_HEADS} images times heads, not {query.shape[0] * num_heads}'
     return None
@@ -84,9 +97,12 @@ def _try(device: torch.device) -> Optional[str]:
     try:
         with torch.cuda.device(device):
             empty_kernel[(1,)]()
-    except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+    except Exception as error:  # Triton's own, of a linker, of a file system that allows no programs, and others
+        if 'out of memory' in str(error):
+            raise
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         return (
-            "a C compiler and Python's headers (Debian: gcc, python3-dev), for it compiles when it first runs, which "
-            f'fails here ({error})'
+            "what Triton compiles kernels with, such as a C compiler and Python's headers (Debian: gcc, python3-dev); "
+            f'compiling one failed here: {reason}'
         )
     return None

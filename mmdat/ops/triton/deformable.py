@@ -17,7 +17,7 @@ from .deformable_kernels import (
     key_gradients_kernel,
     query_gradient_kernel,
 )
-from .launch import from_pixels, launch, padded, precision, to_pixels
+from .launch import from_pixels, laid_out, launch, padded, precision, to_pixels
 from .settings import Settings, generation_of, tiles
 
 #: Copies of the table's gradient: with one, programs would wait for each other to add to the same entries.
@@ -271,6 +271,6 @@ def backward(
         from_pixels(grad_query, query),
         from_pixels(grad_key.sum(0) if parts > 1 else grad_key[0], key),
         from_pixels(grad_value.sum(0) if parts > 1 else grad_value[0], value),
-        grad_table.sum(0).to(table.dtype),
-        of_heads.sum((1, 4)).permute(1, 2, 3, 0).reshape(position.shape).to(position.dtype),
+        laid_out(grad_table.sum(0), table),
+        laid_out(of_heads.sum((1, 4)).permute(1, 2, 3, 0).reshape(position.shape), position),
     ]

@@ -93,7 +93,8 @@ def coordinates_kernel(
 
     Their difference is counted from the middle of the cell after the centre of the table, small near the centre, where
     most reads are: float32 is exact to 1e-7 of it. Queries are at most 2 apart, which is (size - 1) / 2 in cells. So a
-    key can be moved to where all queries see it ``size`` cells away, where the table's zeros are, if it is further.
+    key can be moved to where all queries see it beyond the table, among its zeros, if it is further: as far as the
+    cells go.
 
     ``not_finite`` ``(lanes, num_keys)`` becomes NaN where a position is not finite (its key has coordinates within
     reach), else 0.
@@ -118,7 +119,7 @@ def coordinates_kernel(
     x = tl.load(position + 2 * index + 1, mask=there, other=0.0).to(tl.float32)
     finite = (tl.abs(y) < float('inf')) & (tl.abs(x) < float('inf'))
     key = tl.where(finite, tl.where(axis == 0, y, x), 0.0) * cells
-    key = tl.minimum(tl.maximum(key, first - (size + 1).to(tl.float32) / 2), first + size)
+    key = tl.minimum(tl.maximum(key, first - (size + 1).to(tl.float32) / 2), first + size + 0.5)
     tl.store(key_cells + axis * lanes * num_keys + index, key, mask=there)
     bad = tl.where(finite, 0.0, float('nan')).to(not_finite.dtype.element_ty)
     tl.store(not_finite + index, bad, mask=there & (axis == 0))

@@ -15,7 +15,7 @@ def to_pixels(x: Tensor) -> Tensor:
 
     Of a channels-last map, or some channels of one, that is a view; of others a copy.
     """
-    pixels = x.flatten(2).transpose(1, 2)
+    pixels = x.permute(0, 2, 3, 1).flatten(1, 2)
     batch, count, channels = pixels.shape
     between_images, between_pixels, between_channels = pixels.stride()
     apart = count > 1 and between_pixels >= channels and (batch == 1 or between_images == count * between_pixels)
@@ -29,7 +29,11 @@ def pixel_stride(pixels: Tensor) -> int:
 
 def from_pixels(pixels: Tensor, like: Tensor) -> Tensor:
     """The reverse of :func:`to_pixels`, in the dtype and layout of ``like``."""
-    x = pixels.transpose(1, 2).unflatten(2, like.shape[2:])
+    return laid_out(pixels.transpose(1, 2).unflatten(2, like.shape[2:]), like)
+
+
+def laid_out(x: Tensor, like: Tensor) -> Tensor:
+    """``x`` in the dtype and layout that ``empty_like(like)`` has, as compilers are told of gradients."""
     out = torch.empty_like(like)
     same = all(a == b for a, b, length in zip(x.stride(), out.stride(), x.shape) if length > 1)
     return x if same and x.dtype == out.dtype else out.copy_(x)
@@ -43,9 +47,12 @@ def padded(channels: int) -> int:
 def precision(x: Tensor) -> dict[str, Any]:
     """The kernels' options for their products: in half precision exact; of float32 by three products of TensorFloat32.
 
-    If the user allows TensorFloat32 (``torch.backends.cuda.matmul.allow_tf32``), one suffices.
+    If the user allows TensorFloat32 for PyTorch's own, one suffices.
     """
-    allowed = x.is_cuda and torch.backends.cuda.matmul.allow_tf32
+    matmul = torch.backends.cuda.matmul
+    # From PyTorch 2.9 on, asking in the old way is an error where the new one was used.
+    new = hasattr(torch.backends, 'fp32_precision')
+    allowed = matmul.fp32_precision == 'tf32' if new else matmul.allow_tf32
     upcast = interpreted() and x.dtype == torch.bfloat16
     return dict(PRECISION='tf32' if allowed else 'tf32x3', UPCAST=upcast)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..local_attention.tiles import neighborhoods
 from .common import LOG2E
-from .launch import from_pixels, launch, padded, pixel_stride, precision, to_pixels
+from .launch import from_pixels, laid_out, launch, padded, pixel_stride, precision, to_pixels
 from .local_kernels import bias_gradient_kernel, forward_kernel, key_gradients_kernel, query_gradient_kernel
 from .settings import SIDE, generation_of, tiles
 
@@ -190,7 +190,7 @@ def backward(
             **call.options,
         )
     if needs[3]:
-        grad_table = _table_gradient(call, inputs, lse, grad, delta).view(table.shape).to(table.dtype)
+        grad_table = laid_out(_table_gradient(call, inputs, lse, grad, delta).view(table.shape), table)
     return [
         from_pixels(grad_query, query) if needs[0] else None,
         from_pixels(grad_key, key) if needs[1] else None,
