@@ -55,7 +55,7 @@ def cells_kernel(
 
     The table begins ``before`` entries after the first cell.
     """
-    head = tl.program_id(1)
+    head = tl.program_id(1).to(tl.int64)
     cell = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     row, col = cell // cells_in_row - before_y, cell % cells_in_row - before_x
     table += head * table_height * table_width
