@@ -219,6 +219,10 @@ def test_compiled_operators():
     tests = 'test_schema', 'test_autograd_registration', 'test_faketensor'
     options = [axis(n, torch.float32).to(DEVICE) for n in (1, 3)]
     check_operator('deformable_attention_triton', (*inputs, *options, 1), tests)
+    # Where no copy is made, gradients must not share memory.
+    inputs = [x.to(DEVICE) for x in attention_inputs(2, 2, 1, (3, 4), (2, 2), (5, 5), torch.float32, 16)]
+    options = [axis(n, torch.float32).to(DEVICE) for n in (3, 4)]
+    check_operator('deformable_attention_triton', (*in_layout('channels last', inputs), *options, 2), tests)
     maps = [x.to(DEVICE) for x in local_inputs('neighborhood', 1, 1, 3, 3, 3, torch.float32)]
     check_operator('local_attention_triton', (*maps, 1, 'neighborhood', 3, 0), tests)
     *maps, table = [x.to(DEVICE) for x in local_inputs('window', 1, 2, 3, 3, 3, torch.float32)]

@@ -214,7 +214,8 @@ def backward(
     tiles = -(-call.height // side) * -(-call.width // side)
     parts = max(min(PROGRAMS // max(rows * blocks, 1), tiles), 1)
     like_keys = dict(dtype=torch.float32, device=query.device)
-    grad_key, grad_value = torch.empty(2, parts, *call.maps[1].shape, **like_keys)
+    # Not two parts of one tensor: what an operator returns must not share memory.
+    grad_key, grad_value = [torch.empty(parts, *call.maps[1].shape, **like_keys) for _ in range(2)]
     grad_position = torch.empty(2, parts, rows, call.keys, **like_keys)
     copies = min(COPIES, blocks * parts * call.batch) or 1
     grad_table = torch.zeros(copies, *table.shape, **like_keys)
